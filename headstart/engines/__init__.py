@@ -1,0 +1,1 @@
+"""Models, loaded once a process and shared by all sessions; they know no frames."""

@@ -1,0 +1,39 @@
+"""The few frames that Headstart adds to Pipecat's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipecat.frames.frames import ControlFrame, InterimTranscriptionFrame
+from pipecat.processors.aggregators.llm_context import LLMContext
+
+
+@dataclass
+class ProgressiveTranscriptionFrame(InterimTranscriptionFrame):
+    """What the recogniser believes so far, while the user is still speaking.
+
+    Each one replaces the one before it within a segment (VAD start to VAD stop).
+
+    Parameters:
+        confidence: 0..1, of the whole text; None where the recogniser has none.
+        stable_text: The leading words on which successive hypotheses agree.
+        audio_secs: Length of the segment's audio that the text covers, in seconds.
+    """
+
+    confidence: float | None = None
+    stable_text: str = ""
+    audio_secs: float = 0.0
+
+
+@dataclass
+class WarmUpFrame(ControlFrame):
+    """Sent once through a new pipeline, before any audio.
+
+    A stage does on it what its first turn would otherwise pay for (the language model
+    caches its prompt) and passes it on; the session is open when it has reached the end.
+
+    Parameters:
+        context: The conversation as it begins: the prompt, and the tools if there are any.
+    """
+
+    context: LLMContext

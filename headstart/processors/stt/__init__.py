@@ -1,0 +1,1 @@
+"""Speech-to-text that answers while the user is still speaking."""

@@ -1,0 +1,1 @@
+"""Protocol servers and pytest helpers that users may import too."""
