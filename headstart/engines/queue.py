@@ -68,6 +68,8 @@ class _Job(Generic[T]):
     number: int
     ticket: Ticket
     pieces: Iterator[T]
+    single: bool
+    """The first piece is all there is."""
     deliver: Callable[[T], None]
     end: Callable[[BaseException | None], None]
     queued_at: float = field(default_factory=time.monotonic)
@@ -127,7 +129,7 @@ class InferenceQueue:
         def once() -> Iterator[T]:
             yield work()
 
-        async with aclosing(self.stream(once, ticket)) as results:
+        async with aclosing(self._stream(once, ticket, single=True)) as results:
             async for result in results:
                 return result
         raise EngineError(f"{self._name}: the work was cancelled")
@@ -143,6 +145,13 @@ class InferenceQueue:
             EngineBusyError: The queue is full.
             EngineError: The queue is closed.
         """
+        async with aclosing(self._stream(work, ticket, single=False)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _stream(
+        self, work: Callable[[], Iterator[T]], ticket: Ticket | None, *, single: bool
+    ) -> AsyncGenerator[T]:
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
 
@@ -153,7 +162,8 @@ class InferenceQueue:
         job = _Job(
             next(self._numbers),
             ticket or Ticket(),
-            iter(_lazily(work)),
+            _lazily(work),
+            single,
             deliver=lambda piece: post((True, piece)),
             end=lambda error: post((False, error)),
         )
@@ -242,6 +252,7 @@ class InferenceQueue:
             except BaseException as raised:  # handed to whoever awaits the work
                 finished, error = True, raised
             else:
+                finished = job.single
                 if not job.dropped:
                     job.deliver(piece)
             job.queued_at = time.monotonic()
