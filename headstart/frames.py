@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pipecat.frames.frames import ControlFrame, InterimTranscriptionFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
 
-
 PLAYED_AT_NS = "played_at_ns"
 """Key in the `metadata` of an output audio frame: when its first sample was played, in
 nanoseconds on the pipeline's clock. Set by transports that know; read by the timeline."""

@@ -1,0 +1,184 @@
+"""A conversation held with WAV files: spoken into the pipeline in real time, recorded in stereo."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from pipecat.frames.frames import CancelFrame, EndFrame, StartFrame
+
+from headstart.errors import AudioFileError
+from headstart.transports.memory import PARAMS, MemoryInput, MemoryTransport, PlayedAudio
+
+Samples = NDArray[np.int16]
+
+_FRAME_SECS = 0.02
+
+
+def read_audio(path: Path, sample_rate: int) -> Samples:
+    """The samples of an audio file, mixed to mono and resampled.
+
+    Args:
+        path: A WAV (or anything else libsndfile reads), any rate, any number of channels.
+        sample_rate: Wanted, in Hz.
+
+    Returns:
+        Shape (samples,).
+
+    Raises:
+        AudioFileError: No such file, not audio, or no samples in it.
+    """
+    if not path.exists():
+        raise AudioFileError(f"{path}: no such file")
+    if path.is_dir():
+        raise AudioFileError(f"{path}: is a folder, not an audio file")
+    if path.stat().st_size == 0:
+        raise AudioFileError(f"{path}: is empty")
+    try:
+        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
+        raise AudioFileError(f"{path}: not an audio file that can be read ({reason})") from None
+    if not len(audio):
+        raise AudioFileError(f"{path}: holds no samples")
+    if not np.isfinite(audio).all():
+        raise AudioFileError(f"{path}: holds samples that are not numbers")
+    return _to_int16(soxr.resample(audio.mean(axis=1), rate, sample_rate))
+
+
+def _to_int16(audio: NDArray[np.floating]) -> Samples:
+    return np.clip(np.round(audio * 32768), -32768, 32767).astype(np.int16)
+
+
+@dataclass
+class Recording:
+    """What was said by whom, aligned on the conversation's clock."""
+
+    in_sample_rate: int = 0
+    out_sample_rate: int = 0
+    user: list[Samples] = field(default_factory=list)
+    """Without gaps from zero, at the input rate."""
+    bot: list[tuple[int, Samples]] = field(default_factory=list)
+    """(first sample, samples) at the output rate; gaps between them are silence."""
+
+    def add_bot(self, played: PlayedAudio) -> None:
+        """Note a piece of the bot's speech."""
+        self.out_sample_rate = played.sample_rate
+        self.bot.append((played.start_sample, np.frombuffer(played.audio, np.int16)))
+
+    def bot_speech(self) -> Samples:
+        """The bot alone, gaps closed up: shape (samples,) at the output rate."""
+        return np.concatenate([np.zeros(0, np.int16), *(samples for _, samples in self.bot)])
+
+    def stereo(self) -> Samples:
+        """Left the user, right the bot, in real time: shape (samples, 2) at the output rate."""
+        user = np.concatenate([np.zeros(0, np.int16), *self.user])
+        left = soxr.resample(user, self.in_sample_rate, self.out_sample_rate)
+        length = max([len(left), *(start + len(samples) for start, samples in self.bot)])
+        stereo = np.zeros((length, 2), np.int16)
+        stereo[: len(left), 0] = left
+        for start, samples in self.bot:
+            stereo[start : start + len(samples), 1] = samples
+        return stereo
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Where an utterance lies on the conversation's clock."""
+
+    start_secs: float
+    end_secs: float
+
+
+class WavTransport(MemoryTransport):
+    """The user's side is silence, into which utterances are spoken at the pace of real time."""
+
+    def __init__(self) -> None:
+        """Nothing has been said yet."""
+        self.recording = Recording()
+        super().__init__(on_played=self.recording.add_bot)
+
+    def _make_input(self) -> WavInput:
+        return WavInput(self, self.recording)
+
+    async def speak(self, utterance: Samples) -> Spoken:
+        """Speak an utterance; returns when its last sample has been heard.
+
+        Args:
+            utterance: Shape (samples,), at the pipeline's input rate.
+        """
+        source = self.input()
+        assert isinstance(source, WavInput)
+        return await source.speak(utterance)
+
+
+class WavInput(MemoryInput):
+    """A microphone that always runs: 20 ms frames, each delivered when its audio has elapsed."""
+
+    def __init__(self, transport: WavTransport, recording: Recording) -> None:
+        """Belong to `transport`; note what the user says in `recording`."""
+        super().__init__(transport, PARAMS)
+        self._recording = recording
+        self._utterance: Samples = np.zeros(0, np.int16)
+        self._spoken: asyncio.Future[Spoken] | None = None
+        self._microphone: asyncio.Task[None] | None = None
+
+    async def start(self, frame: StartFrame) -> None:
+        """Switch the microphone on."""
+        await super().start(frame)
+        self._recording.in_sample_rate = self.sample_rate
+        self._microphone = self.create_task(self._run(), "microphone")
+
+    async def stop(self, frame: EndFrame) -> None:
+        """Switch the microphone off."""
+        await self._switch_off()
+        await super().stop(frame)
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        """Switch the microphone off at once."""
+        await self._switch_off()
+        await super().cancel(frame)
+
+    async def speak(self, utterance: Samples) -> Spoken:
+        """Speak `utterance` from the next frame on; returns when all of it has been heard."""
+        if self._spoken is not None:
+            raise RuntimeError("the last utterance is still being spoken")
+        self._utterance = utterance
+        self._spoken = asyncio.get_running_loop().create_future()
+        try:
+            return await self._spoken
+        finally:
+            self._spoken = None
+
+    async def _switch_off(self) -> None:
+        if self._microphone is not None:
+            await self.cancel_task(self._microphone)
+            self._microphone = None
+
+    async def _run(self) -> None:
+        clock = self.get_clock()
+        size = round(self.sample_rate * _FRAME_SECS)
+        zero_ns = self._transport.begin(clock)
+        taken = 0
+        start_secs: float | None = None
+        while True:
+            now = self._utterance[:size]
+            self._utterance = self._utterance[size:]
+            if len(now) and start_secs is None:
+                start_secs = taken / self.sample_rate
+            samples = np.pad(now, (0, size - len(now)))
+            taken += size
+            due_ns = zero_ns + taken * 10**9 // self.sample_rate
+            await asyncio.sleep(max(0, due_ns - clock.get_time()) / 1e9)
+            self._recording.user.append(samples)
+            await self.take(samples.tobytes())
+            if start_secs is not None and not len(self._utterance):
+                if self._spoken is not None and not self._spoken.done():
+                    end_secs = (taken - size + len(now)) / self.sample_rate
+                    self._spoken.set_result(Spoken(start_secs, end_secs))
+                start_secs = None
