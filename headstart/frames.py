@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipecat.frames.frames import ControlFrame, InterimTranscriptionFrame
+from pipecat.frames.frames import ControlFrame, Frame, InterimTranscriptionFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
 
 PLAYED_AT_NS = "played_at_ns"
 """Key in the `metadata` of an output audio frame: when its first sample was played, in
 nanoseconds on the pipeline's clock. Set by transports that know; read by the timeline."""
+
+
+_SPECULATIVE = "speculative"
+
+
+def mark_speculative(frame: Frame) -> None:
+    """Say that a response's first frame answers a turn that may not have ended."""
+    frame.metadata[_SPECULATIVE] = True
+
+
+def is_speculative(frame: Frame) -> bool:
+    """Whether a response's first frame answers a turn that may not have ended."""
+    return bool(frame.metadata.get(_SPECULATIVE))
 
 
 @dataclass

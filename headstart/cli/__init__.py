@@ -1,1 +1,50 @@
-"""The command line."""
+"""The command line: a contract that others script against (names, exit codes, JSON keys)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the `headstart` command and exit with its code.
+
+    0 done, 1 failed while running, 2 bad usage or bad config, 130 interrupted.
+    """
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        # May come at any import, before anything of ours runs.
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Models compute in threads that cannot be stopped; nobody waits for them any more.
+    from headstart.engines.hub import shared
+
+    shared.close()
+    os._exit(code)
+
+
+def _run() -> int:
+    import click
+
+    from headstart.cli.app import app, set_up_logging
+    from headstart.errors import ConfigError, HeadstartError
+
+    set_up_logging()
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except HeadstartError as error:
+        print(f"headstart: {error}", file=sys.stderr)
+        return error.exit_code

@@ -153,8 +153,10 @@ class Session:
         await self._runner.add_workers(worker)
         self._running = asyncio.create_task(self._runner.run(), name="session")
         self._running.add_done_callback(
-            lambda _: opened.done()
-            or opened.set_exception(HeadstartError("the pipeline ended before it was open"))
+            lambda _: (
+                opened.done()
+                or opened.set_exception(HeadstartError("the pipeline ended before it was open"))
+            )
         )
         await worker.queue_frame(WarmUpFrame(context=built.context))
         try:

@@ -94,6 +94,10 @@ class Spoken:
     start_secs: float
     end_secs: float
 
+    def holds(self, at_secs: float | None) -> bool:
+        """Whether this moment lies in it; half a second of leeway, as a detector dates it."""
+        return at_secs is not None and self.start_secs - 0.5 <= at_secs <= self.end_secs + 0.5
+
 
 class WavTransport(MemoryTransport):
     """The user's side is silence, into which utterances are spoken at the pace of real time."""

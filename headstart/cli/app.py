@@ -1,0 +1,62 @@
+"""Which commands there are."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+from loguru import logger
+
+from headstart import __version__
+from headstart.cli import check, models, run, stages
+
+app = typer.Typer(
+    name="headstart",
+    help="Voice agents that begin to answer at human turn-taking speed.",
+    epilog="Try:  headstart run local --wav samples/speech/medium-france.wav --out out/demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run", cls=run.RunCommand)(run.run)
+app.command("check")(check.check)
+app.add_typer(models.app, name="models")
+app.command("stages")(stages.stages)
+app.add_typer(stages.new_app, name="new")
+app.command("schema")(stages.schema)
+
+
+def set_up_logging() -> None:
+    """Only warnings and errors, to standard error, unless HEADSTART_LOG names another level."""
+    level = os.environ.get("HEADSTART_LOG", "WARNING").upper()
+    logger.remove()
+    try:
+        logger.add(sys.stderr, level=level, format="<level>{level: <8}</level> {name}: {message}")
+    except ValueError:
+        logger.add(sys.stderr, level="WARNING")
+        logger.warning(f"HEADSTART_LOG={level} is no level; try DEBUG, INFO, WARNING or ERROR")
+    if level not in ("DEBUG", "TRACE") and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # those of the libraries below us are not the user's
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def headstart(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Voice agents that begin to answer at human turn-taking speed."""

@@ -1,0 +1,115 @@
+"""`headstart run`: speak WAV files into a pipeline and keep what it answered."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    import click
+
+    from headstart.pipeline.timeline import TurnRecord
+
+
+class RunCommand(TyperCommand):
+    """Lets one `--wav` take several files, as shells expand `--wav *.wav`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give each file behind `--wav` an option of its own."""
+        return super().parse_args(ctx, repeat_wav(args))
+
+
+def repeat_wav(args: list[str]) -> list[str]:
+    """`CONFIG --wav a b c` as `CONFIG --wav a --wav b --wav c`.
+
+    Before CONFIG has been seen, `--wav` takes one file only, for the next word may be CONFIG.
+    """
+    repeated: list[str] = []
+    has_config = greedy = False
+    words = iter(args)
+    for word in words:
+        if word == "--wav":
+            repeated += [word, *(next_word for next_word in [next(words, None)] if next_word)]
+            greedy = has_config
+        elif word.startswith("-"):
+            repeated.append(word)
+            greedy = False
+            if word == "--out":
+                repeated += [next_word for next_word in [next(words, None)] if next_word]
+        elif greedy:
+            repeated += ["--wav", word]
+        else:
+            repeated.append(word)
+            has_config = True
+    return repeated
+
+
+def run(
+    config: Annotated[
+        str, typer.Argument(help="A pipeline file, or the name of one that ships, such as local.")
+    ],
+    wav: Annotated[
+        list[Path],
+        typer.Option(
+            "--wav",
+            metavar="FILE...",
+            help="What the user says, a file a turn: any sample rate, mono or stereo.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where to write conversation.wav (left the user, right the bot, in real time), "
+            "answer.wav (the bot alone) and turns.jsonl.",
+        ),
+    ] = None,
+) -> None:
+    """Speak WAV files into a pipeline in real time, as turns of one conversation.
+
+    Prints for every turn how its stages overlapped.
+
+    [bold]Examples[/bold]
+
+      headstart run local --wav question.wav --out out/
+
+      headstart run my-agent.yaml --wav hello.wav order.wav goodbye.wav --out out/
+    """
+    from headstart import assets
+    from headstart.cli.models import pull_with_progress
+    from headstart.cli.waterfall import render
+    from headstart.pipeline.build import required_assets
+    from headstart.pipeline.dialogue import converse
+    from headstart.pipeline.load import load_config
+    from headstart.transports.wav import read_audio
+
+    spec = load_config(config)
+    utterances = [read_audio(path, spec.audio.in_sample_rate) for path in wav]
+    missing = [name for name in required_assets(spec) if assets.find(name) is None]
+    if missing:
+        pull_with_progress(missing)
+
+    console, progress = Console(), Console(stderr=True)
+    failed = False
+
+    def show(record: TurnRecord) -> None:
+        nonlocal failed
+        failed = failed or bool(record.errors)
+        render([record], console=console)
+
+    with progress.status("starting") as status:
+        dialogue = asyncio.run(converse(spec, utterances, on_turn=show, on_stage=status.update))
+    for path, spoken in zip(wav, dialogue.spoken, strict=True):
+        if not any(spoken.holds(record.speech_start_s) for record in dialogue.records):
+            console.print(f"{path}: no speech in it, so there was nothing to answer")
+    if out is not None:
+        dialogue.save(out)
+        console.print(f"wrote {out}/conversation.wav, answer.wav and turns.jsonl")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Beginning the answer before the user has finished."""

@@ -1,0 +1,215 @@
+"""When an answer begins early, when it is thrown away, and what that may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headstart.processors.trigger.budget import Breaker, SpendingLimit
+from headstart.processors.trigger.match import Change, Tier, TieredMatch
+from headstart.processors.trigger.policy import (
+    Action,
+    Attempt,
+    Decision,
+    Reason,
+    TriggerPolicy,
+    TriggerSettings,
+)
+
+
+@pytest.mark.parametrize(
+    ("eager", "final", "tier", "change"),
+    [
+        ("what time is it", "What time is it?", Tier.SAME, Change.NONE),
+        ("It's late", "its late.", Tier.SAME, Change.NONE),
+        ("What time is it?", "Um, what time is it, please?", Tier.EXTENDED, Change.NONE),
+        ("Book a table.", "Book a table. Thank you.", Tier.EXTENDED, Change.NONE),
+        ("Set it to ten", "Set it to twenty", Tier.CHANGED, Change.NUMBER),
+        ("My number is 7429", "My number is 7428", Tier.CHANGED, Change.NUMBER),
+        ("I like it", "I don't like it", Tier.CHANGED, Change.NEGATION),
+        ("Fly to Boston", "Fly to Chicago", Tier.CHANGED, Change.NAME),
+        ("Tell me a joke", "Tell me a story", Tier.CHANGED, Change.WORDS),
+        ("Please book it", "book it", Tier.CHANGED, Change.WORDS),
+        ("", "please", Tier.CHANGED, Change.WORDS),
+    ],
+)
+def test_texts_are_the_same_extended_or_changed(
+    eager: str, final: str, tier: Tier, change: Change
+) -> None:
+    comparison = TieredMatch().compare(eager, final)
+    assert (comparison.tier, comparison.change) == (tier, change)
+
+
+def test_fillers_can_be_taken_seriously() -> None:
+    assert TieredMatch().matches("what time is it", "um what time is it")
+    assert not TieredMatch(keep_extended=False).matches("what time is it", "um what time is it")
+
+
+def heard(policy: TriggerPolicy, text: str, confidence: float | None = 0.95) -> Decision:
+    return policy.partial(text, confidence, 0.0)
+
+
+def test_a_confident_stable_complete_partial_fires_once() -> None:
+    policy = TriggerPolicy(TriggerSettings())
+    assert heard(policy, "What time is it?").reason is Reason.UNSTABLE
+    fired = heard(policy, "what time is it?")
+    assert fired.action is Action.FIRE
+    assert fired.attempt == Attempt(1, 1, "what time is it?", 0.95, 0.0)
+    assert heard(policy, "What time is it?").reason is Reason.ALREADY_FIRED
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "reason"),
+    [
+        ("Hello.", 0.99, Reason.TOO_FEW_WORDS),
+        ("What time is it?", 0.5, Reason.LOW_CONFIDENCE),
+        ("another big", 0.96, Reason.INCOMPLETE),
+    ],
+)
+def test_what_is_not_trustworthy_does_not_fire(
+    text: str, confidence: float, reason: Reason
+) -> None:
+    policy = TriggerPolicy(TriggerSettings())
+    for _ in range(4):
+        decision = heard(policy, text, confidence)
+    assert decision == Decision(Action.WAIT, reason)
+
+
+def test_smart_turn_overrules_punctuation_until_speech_resumes() -> None:
+    policy = TriggerPolicy(TriggerSettings(stable_updates=1))
+    policy.completeness(0.1, 0.0)
+    assert heard(policy, "I would like to book a table.").reason is Reason.INCOMPLETE
+    assert policy.completeness(0.9, 0.1).action is Action.FIRE
+
+    policy = TriggerPolicy(TriggerSettings(stable_updates=1))
+    policy.completeness(0.9, 0.0)
+    policy.speech_resumed()
+    assert heard(policy, "I would like to book").reason is Reason.INCOMPLETE
+
+
+@pytest.mark.parametrize("absent", [None, 0.0])
+def test_stability_takes_the_place_of_a_confidence_that_is_not_given(absent: float | None) -> None:
+    policy = TriggerPolicy(TriggerSettings())
+    heard(policy, "What time is it?", absent)
+    assert heard(policy, "What time is it?", absent).reason is Reason.STABLE
+
+
+def test_a_changed_mind_aborts_and_the_answer_is_to_the_final_words() -> None:
+    policy = TriggerPolicy(TriggerSettings(stable_updates=1))
+    heard(policy, "Set a timer for ten minutes.")
+    policy.final("Set a timer for ten minutes.", 1.0)
+    aborted = heard(policy, "Actually, make it twenty.")
+    assert (aborted.action, aborted.reason) == (Action.ABORT, Reason.NUMBER_CHANGED)
+    whole = "Set a timer for ten minutes. Actually, make it twenty."
+    fired = policy.final("Actually, make it twenty.", 2.0)
+    assert fired.attempt is not None
+    assert fired.attempt.text == whole
+    assert policy.turn_ended(whole).reason is Reason.SAME_WORDS
+
+
+def test_attempts_within_a_turn_are_limited_and_come_back_with_the_next() -> None:
+    policy = TriggerPolicy(TriggerSettings(stable_updates=1, max_per_turn=2))
+    for text in ("One or two?", "Three or four?", "Five or six?"):
+        policy.cancel()
+        decision = heard(policy, text)
+    assert decision.reason is Reason.NO_ATTEMPTS_LEFT
+    policy.turn_ended("Five or six?")
+    assert heard(policy, "Seven or eight?").action is Action.FIRE
+
+
+def test_spending_is_limited_by_the_minute_of_audio() -> None:
+    limit = SpendingLimit(100)
+    limit.spend(100, 0.0)
+    assert not limit.allows(59.9)
+    assert limit.allows(60.0)
+
+
+def test_the_threshold_rises_while_too_much_is_discarded() -> None:
+    breaker = Breaker(0.5, window=6, least=3)
+    for _ in range(3):
+        breaker.note(discarded=True)
+    assert breaker.threshold(0.8) == pytest.approx(0.9)
+    for _ in range(3):
+        breaker.note(discarded=False)
+    assert breaker.threshold(0.8) == 0.8
+
+
+@dataclass
+class Ledger:
+    """Every speculation ends exactly once, with a reason, within its turn."""
+
+    open: Attempt | None = None
+    per_turn: dict[int, int] = field(default_factory=dict)
+    committed: list[Attempt] = field(default_factory=list)
+
+    def note(self, decision: Decision) -> None:
+        if decision.action is Action.FIRE:
+            assert self.open is None
+            assert decision.attempt is not None
+            self.open = decision.attempt
+            number = self.per_turn.get(self.open.turn, 0) + 1
+            assert self.open.number == number
+            self.per_turn[self.open.turn] = number
+        elif decision.action in (Action.ABORT, Action.COMMIT):
+            assert decision.attempt == self.open
+            if decision.action is Action.COMMIT:
+                assert self.open is not None
+                self.committed.append(self.open)
+            self.open = None
+        else:
+            assert decision.attempt is None
+
+
+TEXTS = st.sampled_from(
+    ["", "Um.", "What time", "What time is it?", "what time is it", "What time is it? Thanks.",
+     "Set it to ten.", "Set it to twenty.", "No wait.", "Fly to Boston."]
+)  # fmt: skip
+CALLS = st.one_of(
+    st.tuples(st.just("partial"), TEXTS, st.sampled_from([None, 0.0, 0.5, 0.79, 0.8, 1.0])),
+    st.tuples(st.just("final"), TEXTS),
+    st.tuples(st.just("turn_ended"), TEXTS),
+    st.tuples(st.just("completeness"), st.floats(0, 1)),
+    st.tuples(st.just("speech_resumed")),
+    st.tuples(st.just("cancel")),
+    st.tuples(st.just("spent"), st.integers(0, 500)),
+)
+
+
+@settings(max_examples=1000)
+@given(
+    st.lists(CALLS, max_size=40),
+    st.booleans(),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_every_speculation_ends_once_and_is_committed_only_to_its_own_words(
+    calls: list[tuple[object, ...]], enabled: bool, stable: int, most: int, keep: bool
+) -> None:
+    policy = TriggerPolicy(
+        TriggerSettings(
+            enabled=enabled,
+            stable_updates=stable,
+            max_per_turn=most,
+            keep_extended=keep,
+            tokens_per_minute=1000,
+        )
+    )
+    ledger = Ledger()
+    for at, (name, *arguments) in enumerate(calls):
+        timed = name in ("partial", "final", "completeness", "spent")
+        before = len(ledger.committed)
+        result = getattr(policy, str(name))(*arguments, *([float(at)] if timed else []))
+        if isinstance(result, Decision):
+            ledger.note(result)
+        assert policy.pending == ledger.open
+        if name == "turn_ended":
+            assert ledger.open is None
+        if len(ledger.committed) > before:
+            attempt = ledger.committed[-1]
+            assert TieredMatch(keep_extended=keep).matches(attempt.text, str(arguments[0]))
+    assert all(count <= most for count in ledger.per_turn.values())
+    assert enabled or not ledger.per_turn
