@@ -50,7 +50,7 @@ class WarmUpFrame(ControlFrame):
     caches its prompt) and passes it on; the session is open when it has reached the end.
 
     Parameters:
-        context: The conversation as it begins: the prompt, and the tools if there are any.
+        context: The conversation as it begins, with the tools if there are any.
     """
 
     context: LLMContext

@@ -29,22 +29,18 @@ def main() -> None:
 
 
 def _run() -> int:
-    import click
-
     from headstart.cli.app import app, set_up_logging
     from headstart.errors import ConfigError, HeadstartError
 
     set_up_logging()
     try:
-        return int(app(standalone_mode=False) or 0)
-    except click.exceptions.Abort:
-        raise KeyboardInterrupt from None
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        app()
+    except SystemExit as ended:  # how typer ends, having said why
+        return ended.code if isinstance(ended.code, int) else 0
     except ConfigError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except HeadstartError as error:
         print(f"headstart: {error}", file=sys.stderr)
         return error.exit_code
+    return 0

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    import click
-
     from headstart.pipeline.timeline import TurnRecord
 
 
 class RunCommand(TyperCommand):
     """Lets one `--wav` take several files, as shells expand `--wav *.wav`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give each file behind `--wav` an option of its own."""
         return super().parse_args(ctx, repeat_wav(args))
 
@@ -104,7 +102,9 @@ def run(
         render([record], console=console)
 
     with progress.status("starting") as status:
-        dialogue = asyncio.run(converse(spec, utterances, on_turn=show, on_stage=status.update))
+        # Without a terminal there is nothing to spin on; a log wants lines.
+        tell = status.update if progress.is_terminal else progress.print
+        dialogue = asyncio.run(converse(spec, utterances, on_turn=show, on_stage=tell))
     for path, spoken in zip(wav, dialogue.spoken, strict=True):
         if not any(spoken.holds(record.speech_start_s) for record in dialogue.records):
             console.print(f"{path}: no speech in it, so there was nothing to answer")

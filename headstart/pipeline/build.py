@@ -21,7 +21,7 @@ class Built:
 
     pipeline: Pipeline
     context: LLMContext
-    """The conversation: the prompt now, and what is said later."""
+    """The conversation, still empty; the prompt is with the language model."""
 
 
 def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
@@ -35,13 +35,16 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     Raises:
         UsageError: A stage cannot be made from its settings.
     """
-    context = LLMContext(messages=[{"role": "system", "content": spec.prompt}])
+    context = LLMContext()
     stages = [create(stage, {LLMContext: context}) for stage in spec.stages]
     after_output: list[FrameProcessor] = []
     llm = next((at for at, stage in enumerate(stages) if isinstance(stage, LLMService)), None)
     if llm is not None:
         from headstart.processors.turn import AssistantTurn, UserTurn
 
+        for stage in stages:
+            if isinstance(stage, LLMService):
+                stage.append_system_instruction(spec.prompt)
         if not any(isinstance(stage, LLMUserAggregator) for stage in stages):
             stages.insert(llm, UserTurn(context))
         after_output.append(AssistantTurn(context))

@@ -18,12 +18,12 @@ from collections import abc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError
 from pydantic import create_model as create_pydantic_model
 
-from headstart.pipeline.wording import Issue, Loc, closest, issues_of, nearest
+from headstart.pipeline.wording import Issue, Loc, closest, issues_of, nearest_or_all
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,14 @@ Importer = Callable[[str], type]
 @cache
 def settings_model(cls: type) -> type[BaseModel] | None:
     """The pydantic model that a class's mapping is, if its constructor is of that kind."""
-    for parameter in _own_parameters(cls)[0]:
-        if parameter.name == "settings":
-            for candidate in alternatives(parameter.annotation):
-                if inspect.isclass(candidate) and issubclass(candidate, BaseModel):
-                    return candidate
+    for base in cls.__mro__:
+        own, forwards = _own_parameters(base) if "__init__" in vars(base) else ((), True)
+        for parameter in own:
+            models = [kind for kind in alternatives(parameter.annotation) if _is_model(kind)]
+            if parameter.name == "settings" and models:
+                return cast("type[BaseModel]", models[0])
+        if own or not forwards:
+            break
     return None
 
 
@@ -171,6 +174,8 @@ class _Builder:
     def value(self, annotation: Any, value: Any, loc: Loc) -> Any:
         """A value of the annotated type."""
         choices = alternatives(annotation)
+        if value is None and types.NoneType in choices:
+            return None
         if isinstance(value, Mapping):
             for choice in choices:
                 if is_structure(choice):
@@ -198,14 +203,13 @@ class _Builder:
         try:
             field: Any = (kind, ...)
             holder = create_pydantic_model("Holder", __config__=_HOLDER, value=field)
-        except PydanticUserError:  # a type that says nothing about what may be given
-            return value
-        try:
             held = holder.model_validate_json(json.dumps({"value": value}), strict=True)
         except ValidationError as error:
             for issue in issues_of(error, {"value": value}):
                 self._issues.append(dataclasses.replace(issue, loc=(*loc, *issue.loc[1:])))
             return None
+        except PydanticUserError:  # a type that says nothing about what may be given
+            return value
         return vars(held)["value"]
 
     def _structure(self, cls: Any, values: Mapping[str, Any], loc: Loc) -> Any:
@@ -237,12 +241,10 @@ class _Builder:
         return _Deferred(cls, self.keywords(keys, values, loc))
 
     def _unknown(self, name: str, known: Collection[str], loc: Loc) -> None:
-        hint = nearest(name, known)
-        if near := closest(name, known):
+        near = closest(name, known)
+        if near:
             self._meant.add((*loc, near))
-        elif known:
-            names = sorted(known)
-            hint = f"; there are {', '.join(names)}" if len(names) <= 12 else ""
+        hint = nearest_or_all(name, known) if near or len(known) <= 12 else ""
         self._issues.append(Issue((*loc, name), f"{name!r} is no setting here{hint}", at_key=True))
 
     def _unknown_keys(self, model: type[BaseModel], values: Any, loc: Loc) -> None:

@@ -7,6 +7,7 @@ import enum
 import inspect
 import re
 import types
+from collections import abc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -153,9 +154,9 @@ def _kind_words(kind: Any) -> str:
         )
     if is_structure(kind):
         return "mapping"
-    if origin is dict or kind is dict:
+    if (origin or kind) in (dict, abc.Mapping):
         return "mapping"
-    if (origin or kind) in (list, tuple, set, frozenset):
+    if (origin or kind) in (list, tuple, set, frozenset, abc.Sequence):
         return f"list of {type_words(arguments[0])}" if arguments else "list"
     if kind is SecretStr:
         return "text"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from headstart.errors import Problem
 from headstart.pipeline.source import Node, Scalar, Sequence, Table, describe
 from headstart.pipeline.spec import Position
-from headstart.pipeline.wording import nearest
+from headstart.pipeline.wording import nearest_or_all
 
 NOT_INHERITED = ("name", "description")
 EDITS = ("override", "before", "after")
@@ -163,8 +163,7 @@ def _find(
     if found:
         problems.append(position.problem(f"{name!r} names {len(found)} of the inherited stages"))
     else:
-        known = [stage.name for stage in stages]
-        hint = nearest(name, known) or f"; there are {', '.join(known)}"
+        hint = nearest_or_all(name, [stage.name for stage in stages])
         problems.append(position.problem(f"no inherited stage is named {name!r}{hint}"))
     return None
 

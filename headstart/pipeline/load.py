@@ -34,7 +34,7 @@ from headstart.pipeline.source import (
     walk,
 )
 from headstart.pipeline.spec import PipelineHeader, PipelineSpec, StageSpec
-from headstart.pipeline.wording import Issue, Loc, closest, nearest
+from headstart.pipeline.wording import Issue, Loc, closest, nearest_or_all
 
 KEYS = (*PipelineHeader.model_fields, "stages", "extends", *EDITS)
 """What may stand at the top of a file."""
@@ -81,7 +81,7 @@ def find_config(config: str | Path, folder: Path = Path()) -> Path:
         return shipped[written]
     if (folder / written).is_file():
         return folder / written
-    hint = nearest(written, shipped) or f"; there are {', '.join(shipped)}"
+    hint = nearest_or_all(written, shipped)
     raise UsageError(f"no pipeline named {written!r} ships with Headstart{hint}")
 
 
@@ -204,7 +204,7 @@ def _inherit(
 def _known_keys(own: Table, problems: list[Problem]) -> Table:
     for key, position in own.keys.items():
         if key not in KEYS:
-            hint = nearest(key, KEYS) or f"; there are {', '.join(KEYS)}"
+            hint = nearest_or_all(key, KEYS)
             problems.append(position.problem(f"{key!r} is no key of a pipeline{hint}"))
             own = _excused(own.without(key), closest(key, KEYS))
     return own
@@ -285,7 +285,10 @@ def _named(node: StageNode, problems: list[Problem]) -> NamedStage | None:
         reference = registry.resolve(node.name, provider, owner.file.parent)
     except NameProblem as error:
         wrong = node.provider if error.of_provider and node.provider else node
-        problems.append(wrong.position.problem(str(error)))
+        message = str(error)
+        if node.provider is not None and node.provider.secret:
+            message = message.replace(repr(provider), "'${...}'")
+        problems.append(wrong.position.problem(message))
         return None
     return NamedStage(node, reference)
 
@@ -304,7 +307,17 @@ def _check_stage(stage: NamedStage, allow_code: bool) -> list[Problem]:
     except UsageError as error:
         return [node.position.problem(str(error))]
     issues = StageType(reference.name, cls).validate(node.settings.plain())
+    if reference.kind:
+        issues = [_provider_misspelt(issue) for issue in issues]
     return _located(issues, node.settings, f"{reference.name.rpartition(':')[2]}: ")
+
+
+def _provider_misspelt(issue: Issue) -> Issue:
+    """`provider` is a key of every stage that has a kind, though of no class's settings."""
+    if issue.at_key and len(issue.loc) == 1 and closest(str(issue.loc[0]), ["provider"]):
+        message = f"{issue.loc[0]!r} is no setting here; did you mean 'provider'?"
+        return replace(issue, message=message)
+    return issue
 
 
 def _located(issues: list[Issue], table: Table, prefix: str) -> list[Problem]:
@@ -317,8 +330,11 @@ def _located(issues: list[Issue], table: Table, prefix: str) -> list[Problem]:
         position = key if at_key else node.position
         message = issue.message
         if isinstance(node, Scalar) and node.secret and isinstance(node.value, str):
-            message = message.replace(node.value, "...") if node.value else message
-        name = f"{_spoken(issue.loc)} " if issue.loc and not issue.at_key else ""
+            # A validator may quote what it was given. What is shorter is no secret.
+            message = message.replace(node.value, "...") if len(node.value) > 3 else message
+        name = _spoken(issue.loc) if issue.loc and not issue.at_key else ""
+        if name:
+            name += " " if message.startswith(("should", "needs", "takes")) else ": "
         given = f"; it is {describe(node)}" if issue.given else ""
         problems.append(position.problem(f"{prefix}{name}{message}{given}"))
     return problems

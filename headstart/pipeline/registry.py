@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from headstart.pipeline.constructor import (
 )
 from headstart.pipeline.extend import is_class_path
 from headstart.pipeline.spec import StageSpec
-from headstart.pipeline.wording import Issue, nearest
+from headstart.pipeline.wording import Issue, nearest, nearest_or_all
 
 BUILTIN: Mapping[str, str] = {
     "vad.silero": "headstart.processors.vad:SileroVAD",
@@ -90,8 +91,18 @@ def is_trusted(target: str) -> bool:
 
 def catalogue() -> dict[str, str]:
     """Every registered stage and its class path. Built-in names cannot be taken over."""
-    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
-    return {**BUILTIN, **{k: v for k, v in sorted(installed.items()) if k not in BUILTIN}}
+    installed = _installed(tuple(sys.path))
+    return {
+        **BUILTIN,
+        **{name: target for name, target in installed.items() if name not in BUILTIN},
+    }
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> dict[str, str]:
+    """The stages of installed packages; looking through all of them takes milliseconds."""
+    points = entry_points(group=ENTRY_POINT_GROUP)
+    return {point.name: point.value for point in sorted(points, key=lambda point: point.name)}
 
 
 def providers(kind: str) -> list[str]:
@@ -115,9 +126,12 @@ def resolve(name: str, provider: str | None, folder: Path) -> Reference:
     Raises:
         NameProblem: It stands for nothing.
     """
-    if is_class_path(name):
-        return Reference(name, None, class_path(name, folder), installed=False)
     known = catalogue()
+    if is_class_path(name):
+        before, _, after = name.partition(":")
+        if providers(before):
+            raise NameProblem(f"{name!r} needs a space: write `{before}: {after}`")
+        return Reference(name, None, class_path(name, folder), installed=False)
     if name in known and provider is None:
         kind = name.partition(".")[0] if "." in name else None
         return Reference(name, kind, known[name], installed=True)
@@ -130,7 +144,7 @@ def resolve(name: str, provider: str | None, folder: Path) -> Reference:
     if is_class_path(provider):
         return Reference(provider, name, class_path(provider, folder), installed=False)
     if provider not in offered:
-        hint = nearest(provider, offered) or f"; there are {', '.join(offered)}"
+        hint = nearest_or_all(provider, offered)
         raise NameProblem(f"{name} has no provider {provider!r}{hint}", of_provider=True)
     full_name = f"{name}.{provider}"
     return Reference(full_name, name, known[full_name], installed=True)
@@ -160,7 +174,7 @@ def _unknown_name(name: str, known: Mapping[str, str]) -> str:
     for kind in kinds:
         if name in providers(kind):
             return f"{name!r} is no stage but a provider of one; write `{kind}: {name}`"
-    hint = nearest(name, [*kinds, *known]) or f"; there are {', '.join(kinds)}"
+    hint = nearest(name, [*kinds, *known]) or nearest_or_all(name, kinds)
     return f"there is no stage {name!r}{hint}"
 
 

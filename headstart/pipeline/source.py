@@ -175,6 +175,13 @@ class _Loader(Reader, Scanner, Parser, Composer, _CoreResolver):
         _CoreResolver.__init__(self)
 
 
+# So that `{rate: ${RATE:-1, 2}}` needs no quotes, the signs of YAML inside a variable are
+# hidden from PyYAML behind as many characters that nobody writes.
+_VARIABLE = re.compile(r"\$\{[^}\n]*\}")
+_SHIELD = {ord(sign): 0xF8D0 + index for index, sign in enumerate("{}[],:#")}
+_UNSHIELD = {hidden: sign for sign, hidden in _SHIELD.items()}
+
+
 def core_value(text: str, tag: str | None = None) -> Plain:
     """The value of a plain scalar under the core schema, or under the tag it has.
 
@@ -203,7 +210,9 @@ def read(path: Path) -> Table:
     text = _text(path)
     problems: list[Problem] = []
     try:
-        root = _Loader(text).get_single_node()
+        root = _Loader(
+            _VARIABLE.sub(lambda match: match[0].translate(_SHIELD), text)
+        ).get_single_node()
         if root is None:
             raise ConfigError([Problem(path, 1, 1, "the file is empty")])
         node = _Converter(path, text, problems).convert(root)
@@ -282,7 +291,7 @@ class _Converter:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._problems.append(at.problem("a key should be a name, not a list or mapping"))
                 continue
-            key = key_node.value
+            key = key_node.value.translate(_UNSHIELD)
             if key in entries:
                 message = f"{key!r} is already there, in line {keys[key].line}"
                 self._problems.append(at.problem(message))
@@ -292,12 +301,14 @@ class _Converter:
 
     def _scalar(self, node: yaml.ScalarNode, tag: str, position: Position) -> Scalar:
         written = self._text[node.start_mark.index : node.end_mark.index]
+        text = node.value.translate(_UNSHIELD)
         try:
-            value = core_value(node.value, tag)
+            text.encode()  # an escape may stand for half a character
+            value = core_value(text, tag)
         except ValueError:
-            self._problems.append(position.problem(f"{node.value!r} does not fit its tag !!{tag}"))
+            self._problems.append(position.problem(f"{text!r} does not fit its tag !!{tag}"))
             return Scalar(None, position, broken=True)
-        return Scalar(value, position, node.value, written, quoted=bool(node.style))
+        return Scalar(value, position, text, written, quoted=bool(node.style))
 
     def _position(self, node: yaml.Node) -> Position:
         return Position(self._file, node.start_mark.line + 1, node.start_mark.column + 1)
@@ -345,7 +356,7 @@ _SYNTAX: tuple[tuple[str, str, bool, str], ...] = (
         "problem",
         "mapping values are not allowed",
         False,
-        "a ':' cannot stand here; check the indentation, or put the text in quotes",
+        "a ':' cannot stand here; check the indentation and the line above, or quote the text",
     ),
     (
         "problem",
@@ -370,7 +381,18 @@ _SYNTAX: tuple[tuple[str, str, bool, str], ...] = (
         "a value that begins with '@', '`' or '%' needs quotes",
     ),
     ("problem", "but found another document", False, "a file holds one pipeline; remove the '---'"),
-    ("problem", "found undefined tag handle", False, "a value that begins with '!' needs quotes"),
+    ("context", "scanning a tag", True, "a value that begins with '!' needs quotes"),
+    ("context", "parsing a node", False, "a value that begins with '!' needs quotes"),
+    ("context", "scanning an alias", True, "a value that begins with '*' needs quotes"),
+    ("context", "scanning an anchor", True, "a value that begins with '&' needs quotes"),
+    ("context", "scanning a block scalar", True, "a text that begins with '|' or '>' needs quotes"),
+    ("context", "scanning a directive", True, "a line cannot begin with '%'"),
+    (
+        "problem",
+        "expected '<document start>'",
+        False,
+        "this does not fit the lines above; does one of them lack a ':'?",
+    ),
 )
 
 

@@ -56,9 +56,6 @@ class PipelineHeader(_Spec):
     prompt: str = Field(min_length=1)
     """The system prompt: who the bot is and how it answers."""
 
-    greeting: str | None = None
-    """What the bot says when the session opens; nothing where it is absent."""
-
     audio: AudioSpec = AudioSpec()
     """The sample rates inside the pipeline."""
 

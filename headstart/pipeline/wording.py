@@ -39,6 +39,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near!r}?" if near else ""
 
 
+def nearest_or_all(word: str, known: Iterable[str]) -> str:
+    """What may have been meant, else what there is to choose from."""
+    names = list(known)
+    return nearest(word, names) or (f"; choose from {', '.join(names)}" if names else "")
+
+
 _WORDS = (
     ("a valid string", "text"),
     ("a valid integer", "a whole number"),
@@ -64,6 +70,8 @@ def issues_of(error: ValidationError, values: Any) -> list[Issue]:
             missing.append(Issue(loc, f"needs {detail['loc'][-1]!r}", missing=detail["loc"]))
         elif kind != "is_instance_of":
             wanted.setdefault(loc, []).append(_wish(detail))
+    if not wanted and not missing:
+        return [Issue((), "takes a Python object, which a file cannot give")]
     return [*_joined(wanted), *missing]
 
 

@@ -122,7 +122,7 @@ class WavTransport(MemoryTransport):
 
 
 class WavInput(MemoryInput):
-    """A microphone that always runs: 20 ms frames, each delivered when its audio has elapsed."""
+    """A microphone: 20 ms frames without a gap, each delivered when its audio has elapsed."""
 
     def __init__(self, transport: WavTransport, recording: Recording) -> None:
         """Belong to `transport`; note what the user says in `recording`."""
@@ -133,10 +133,9 @@ class WavInput(MemoryInput):
         self._microphone: asyncio.Task[None] | None = None
 
     async def start(self, frame: StartFrame) -> None:
-        """Switch the microphone on."""
+        """Get ready to take audio; the microphone is switched on for the first utterance."""
         await super().start(frame)
         self._recording.in_sample_rate = self.sample_rate
-        self._microphone = self.create_task(self._run(), "microphone")
 
     async def stop(self, frame: EndFrame) -> None:
         """Switch the microphone off."""
@@ -152,6 +151,8 @@ class WavInput(MemoryInput):
         """Speak `utterance` from the next frame on; returns when all of it has been heard."""
         if self._spoken is not None:
             raise RuntimeError("the last utterance is still being spoken")
+        if self._microphone is None:
+            self._microphone = self.create_task(self._run(), "microphone")
         self._utterance = utterance
         self._spoken = asyncio.get_running_loop().create_future()
         try:

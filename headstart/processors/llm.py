@@ -1,0 +1,385 @@
+"""The language model stage: Claude, or anything else that speaks its protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from anthropic import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncAnthropic,
+    DefaultAsyncHttpxClient,
+)
+from loguru import logger
+from pipecat.frames.frames import CancelFrame, Frame, LLMContextFrame, SystemFrame
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.frame_processor import (
+    FrameCallback,
+    FrameDirection,
+    FrameProcessorSetup,
+)
+from pipecat.services.anthropic.llm import AnthropicLLMService, AnthropicLLMSettings
+from pipecat.utils.errors import ErrorCategory
+from pipecat.utils.http import TIMEOUT_EXCEPTIONS, connection_limits
+from pydantic import Field, SecretStr, field_validator
+
+from headstart.engines import hub
+from headstart.engines.llama import SCHEME, LlamaEngine, LlamaOptions
+from headstart.errors import HeadstartError, UsageError
+from headstart.frames import WarmUpFrame
+from headstart.processors.settings import StageSettings
+
+_KEEPALIVE_SECS = 90.0
+"""Turns are further apart than the 5 s for which the SDK keeps an idle connection."""
+
+_CONNECT_SECS = 3.0
+_CACHE_PROMPT_SECS = 30.0
+_TIMEOUTS: tuple[type[Exception], ...] = (APITimeoutError, *TIMEOUT_EXCEPTIONS)
+_CANCEL_SECS = 1.0
+
+
+class LLMSettings(StageSettings):
+    """Settings of `llm.anthropic`. The prompt is the pipeline's."""
+
+    model: str = "claude-haiku-4-5"
+    """Model, as the API names it. A llama:// model goes by its own name."""
+    base_url: str | None = None
+    """Where the API is: `https://...`, `http://...`, or `llama://SmolLM2-135M` and
+    `llama:///PATH.gguf` for a model on this machine (`?slots=4&threads=2&context_tokens=4096`
+    may follow). Without one: `ANTHROPIC_BASE_URL`, else Anthropic."""
+    api_key: SecretStr | None = None
+    """Without one: `ANTHROPIC_API_KEY`. A llama:// model needs none."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer, in tokens. Default 256, for a llama:// model 64."""
+    temperature: float | None = Field(default=None, ge=0, le=1)
+    """0 (the likeliest words) to 1 (the most varied). Default the API's, for a llama:// model 0."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Choose among the likeliest tokens that make up this share. Default the API's."""
+    stop_sequences: tuple[str, ...] | None = None
+    """Texts that end an answer. Default none, for a llama:// model an empty line."""
+    prompt_caching: bool = True
+    """Let the API keep the prompt and the conversation between turns (`cache_control`)."""
+    timeout_secs: float = Field(default=15.0, gt=0)
+    """Longest silence of the API, in seconds: before an answer begins, retries included, and
+    between two of its pieces."""
+    max_retries: int = Field(default=2, ge=1)
+    """How often a request that failed before its answer began is sent again. A llama:// model is
+    asked again once, and restarted first if it died."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further parameters of the request, as the Messages API names them."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _known_scheme(cls, url: str | None) -> str | None:
+        if url is None or url.startswith(("http://", "https://")):
+            return url
+        if not url.startswith(SCHEME):
+            raise ValueError(f"'{url}' should begin with https://, http:// or {SCHEME}")
+        try:
+            LlamaOptions.from_url(url)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return url
+
+    @property
+    def llama(self) -> LlamaOptions | None:
+        """The model on this machine, if it is one."""
+        if self.base_url is None or not self.base_url.startswith(SCHEME):
+            return None
+        return LlamaOptions.from_url(self.base_url)
+
+
+class AnthropicLLM(AnthropicLLMService):
+    """Answers each context in a task of its own, token by token.
+
+    Pipecat's service does the work: conversion, function calls, metrics, speculation. What
+    differs is who waits for whom. A new context or an interruption ends the answer under way
+    at once and closes its connection; every other frame that comes down the pipeline after a
+    context waits until the answer to it is complete.
+
+    An answer that fails ends like any other, after an `ErrorFrame` of one line. Nothing is
+    asked twice once a word of the answer is out.
+    """
+
+    _settings: AnthropicLLMSettings
+
+    def __init__(self, settings: LLMSettings | None = None, **kwargs: Any) -> None:
+        """Set the stage up; no connection is made and no key needed yet.
+
+        Args:
+            settings: What to ask, and whom.
+            **kwargs: For Pipecat's base class.
+        """
+        self._stage = settings or LLMSettings()
+        self._llama = self._stage.llama
+        self._engine: LlamaEngine | None = None
+        self._answer: asyncio.Task[None] | None = None
+        self._events: AsyncGenerator[Any] | None = None
+        self._receiving = False
+        """Whether more of the answer may come; afterwards it has only to be wound up."""
+        self._said = False
+        """Whether a word of the answer is out."""
+        super().__init__(
+            api_key="",  # the client has it
+            client=_client(self._stage),
+            settings=_request_settings(self._stage),
+            **kwargs,
+        )
+
+    @classmethod
+    def required_assets(cls, settings: LLMSettings) -> tuple[str, ...]:
+        """The weights of a llama:// model that is named, not given as a file."""
+        asset = settings.llama.asset if settings.llama else None
+        return (asset,) if asset else ()
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
+        """Load the model, if it is one on this machine.
+
+        Raises:
+            UsageError: Anthropic wants a key and there is none.
+            AssetError: The weights are missing.
+            EngineError: The model did not load.
+        """
+        await super().setup(setup)
+        client = self._client
+        if self._llama is not None:
+            self._engine = await hub.shared.get(LlamaEngine, self._llama)
+            client.api_key = self._engine.api_key
+        elif client.api_key is None and client.auth_token is None and client.credentials is None:
+            if self._stage.base_url is None and "ANTHROPIC_BASE_URL" not in os.environ:
+                raise UsageError(
+                    "ANTHROPIC_API_KEY is not set; set it, give the llm stage an api_key, "
+                    "or let it use a model on this machine (base_url: llama://SmolLM2-135M)"
+                )
+            client.api_key = "none"  # other servers may not ask for one
+
+    async def cleanup(self) -> None:
+        """Give up the answer under way and close the connections."""
+        await self._give_up_answer()
+        await super().cleanup()  # type: ignore[no-untyped-call]
+        await self._client.close()
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        """Give up the answer under way."""
+        await self._give_up_answer()
+        await super().cancel(frame)
+
+    async def queue_frame(
+        self,
+        frame: Frame,
+        direction: FrameDirection = FrameDirection.DOWNSTREAM,
+        callback: FrameCallback | None = None,
+    ) -> None:
+        """Queue a frame; a new context need not wait for those that wait for the answer."""
+        if isinstance(frame, LLMContextFrame):
+            self._supersede_answer()
+        await super().queue_frame(frame, direction, callback)
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Answer contexts; pass on the rest, in its place."""
+        if isinstance(frame, LLMContextFrame):
+            self._supersede_answer()
+            await self._answer_is_over()
+        elif direction == FrameDirection.DOWNSTREAM and not isinstance(frame, SystemFrame):
+            await self._answer_is_over()
+        if isinstance(frame, WarmUpFrame):
+            await self._warm_up(frame.context)
+        await super().process_frame(frame, direction)
+
+    async def push_error(
+        self,
+        error_msg: str,
+        exception: Exception | None = None,
+        fatal: bool = False,
+        category: ErrorCategory | None = None,
+        force_treat_as_permanent: bool = False,
+    ) -> None:
+        """Report an error in one line that says what happened."""
+        message = self._describe(exception) if exception is not None else error_msg
+        await super().push_error(message, exception, fatal, category, force_treat_as_permanent)
+
+    async def _process_context(self, context: LLMContext) -> None:
+        self._receiving = True
+        self._answer = self.create_task(self._respond(context), "answer")
+
+    async def _respond(self, context: LLMContext) -> None:
+        self._said = False
+        try:
+            await super()._process_context(context)
+        finally:
+            self._receiving = False
+            if self._events is not None:
+                # Cancelled between two tokens, the stream would stay open until collected.
+                await self._events.aclose()
+
+    def _supersede_answer(self) -> None:
+        # An answer that has arrived whole may be starting function calls: it is let finish.
+        if self._answer is not None and self._receiving and not self._answer.cancelling():
+            self._answer.cancel()
+
+    async def _answer_is_over(self) -> None:
+        if self._answer is not None:
+            await asyncio.wait([self._answer])
+
+    async def _give_up_answer(self) -> None:
+        if self._answer is not None:
+            if not self._answer.cancelling():
+                self._answer.cancel()
+            await asyncio.wait([self._answer], timeout=_CANCEL_SECS)
+
+    async def _start_interruption(self) -> None:
+        # First what is queued, so that no other answer begins after this one is given up.
+        await super()._start_interruption()  # type: ignore[no-untyped-call]
+        await self._give_up_answer()
+
+    async def _push_llm_text(self, text: str) -> None:
+        if not self._said:
+            text = text.lstrip()
+        if text:
+            self._said = True
+            await super()._push_llm_text(text)
+
+    async def _create_message_stream(
+        self, api_call: Callable[..., Any], params: dict[str, Any]
+    ) -> AsyncGenerator[Any]:
+        self._events = self._receive(api_call, params)
+        return self._events
+
+    async def _receive(
+        self, api_call: Callable[..., Any], params: dict[str, Any]
+    ) -> AsyncGenerator[Any]:
+        """The events of the answer; from the beginning again if llama.cpp fails before a word."""
+        last_try = self._engine is None
+        while True:
+            url = await self._locate()
+            try:
+                async with asyncio.timeout(self._stage.timeout_secs):
+                    stream = await api_call(**params)
+                async with stream:
+                    async for event in stream:
+                        self._receiving = event.type != "message_stop"
+                        yield event
+                if self._receiving:
+                    raise ConnectionError("it broke off")
+                return
+            except _TIMEOUTS as error:
+                raise TimeoutError from error  # of the SDK's, Pipecat reports only some
+            except Exception as error:
+                if last_try or self._said or isinstance(error, (APIStatusError, TimeoutError)):
+                    raise
+                last_try = True
+                restarted = await self._locate(dropped_url=url) != url
+                if not restarted and not isinstance(error, APIConnectionError):
+                    raise
+
+    async def _locate(self, dropped_url: str | None = None) -> str:
+        """Point the client to where the model is now."""
+        if self._engine is not None:
+            self._client.base_url = await self._engine.ensure_running(dropped_url)
+            return self._engine.base_url
+        return str(self._client.base_url)
+
+    async def _warm_up(self, context: LLMContext) -> None:
+        try:
+            if self._engine is None:
+                # Costs no tokens, and leaves an open connection for the first turn.
+                once = self._client.with_options(max_retries=0, timeout=_CONNECT_SECS)
+                await once.models.retrieve(str(self._settings.model))
+            else:
+                await self._cache_prompt(self._engine, context)
+        except Exception as error:
+            logger.warning(f"{self} is not warmed up: {self._describe(error)}")
+
+    async def _cache_prompt(self, engine: LlamaEngine, context: LLMContext) -> None:
+        """Have the prompt in every slot of llama.cpp, so that no turn has to read it first."""
+        begun = LLMContext(
+            messages=[*context.get_messages(), {"role": "user", "content": "Hello."}],
+            tools=context.tools,
+        )
+        params: dict[str, Any] = {
+            "model": self._settings.model,
+            "max_tokens": 1,
+            **await self._get_llm_invocation_params(begun),
+        }
+        await self._locate()
+        # Requests that run at the same time take a slot each.
+        patient = self._client.with_options(timeout=_CACHE_PROMPT_SECS)
+        requests = [patient.messages.create(**params) for _ in range(engine.options.slots)]
+        await asyncio.gather(*requests)
+
+    def _describe(self, error: Exception) -> str:
+        """One line, without the key."""
+        host = self._client.base_url.host if self._llama is None else "llama.cpp"
+        if isinstance(error, HeadstartError):
+            text = str(error)
+        elif isinstance(error, APIStatusError):
+            body = error.body if isinstance(error.body, dict) else {}
+            said = body.get("error")
+            reason = said.get("message") if isinstance(said, dict) else None
+            what = error.type or f"status {error.status_code}"
+            text = f"{host} answered {what}: {reason or error}"
+        elif isinstance(error, (TimeoutError, *_TIMEOUTS)):
+            text = f"{host} was silent for {self._stage.timeout_secs:g} s"
+        elif isinstance(error, APIConnectionError):
+            text = f"no connection to {host}: {error.__cause__ or error}"
+        else:
+            text = f"the answer of {host} failed: {error or type(error).__name__}"
+        text = " ".join(text.split())
+        key = self._client.api_key
+        return text.replace(key, "[key]") if key else text
+
+    def _classify_error(self, exception: Exception) -> ErrorCategory | None:
+        if isinstance(exception, APIConnectionError):
+            return ErrorCategory.CONNECTIVITY
+        # A conversation that has grown too long says nothing about the service.
+        if isinstance(exception, APIStatusError) and any(
+            words in str(exception) for words in ("exceed_context_size", "prompt is too long")
+        ):
+            return ErrorCategory.APPLICATION
+        return super()._classify_error(exception)
+
+
+def _client(settings: LLMSettings) -> AsyncAnthropic:
+    if settings.llama is not None:
+        return AsyncAnthropic(
+            api_key="set with the engine",
+            base_url="http://127.0.0.1",  # set with each request
+            max_retries=0,  # the stage knows sooner than the SDK whether the server is dead
+            timeout=settings.timeout_secs,
+            # No proxy of the environment; and llama.cpp closes idle connections without a word.
+            http_client=DefaultAsyncHttpxClient(
+                trust_env=False, limits=connection_limits(max_keepalive_connections=0)
+            ),
+        )
+    key = settings.api_key.get_secret_value().strip() if settings.api_key else None
+    return AsyncAnthropic(
+        api_key=key or None,
+        base_url=settings.base_url,
+        max_retries=settings.max_retries,
+        timeout=settings.timeout_secs,
+        http_client=DefaultAsyncHttpxClient(
+            limits=connection_limits(keepalive_expiry=_KEEPALIVE_SECS)
+        ),
+    )
+
+
+def _request_settings(settings: LLMSettings) -> AnthropicLLMSettings:
+    llama = settings.llama
+    named = llama is None or "model" in settings.model_fields_set
+    request = AnthropicLLMSettings(
+        model=settings.model if named or llama is None else llama.model,
+        max_tokens=settings.max_tokens or (64 if llama else 256),
+        enable_prompt_caching=settings.prompt_caching,
+    )
+    temperature = 0.0 if llama and settings.temperature is None else settings.temperature
+    if temperature is not None:
+        request.temperature = temperature
+    if settings.top_p is not None:
+        request.top_p = settings.top_p
+    stops = ("\n\n",) if llama and settings.stop_sequences is None else settings.stop_sequences
+    request.extra = ({"stop_sequences": list(stops)} if stops else {}) | settings.extra
+    return request
