@@ -18,22 +18,23 @@ _DYNAMIC_RANGE = 8.0
 
 
 def log_mel(audio: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-mel spectrogram of Radford et al. 2022, "Robust Speech Recognition via Large-Scale
-    Weak Supervision": 80 mels, 25 ms Hann windows every 10 ms, reflected at both ends.
+    """Log-mel spectrogram: 80 mels, 25 ms Hann windows every 10 ms, reflected at both ends.
+
+    As in Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 
     Args:
         audio: Samples at 16 kHz in -1..1, shape (n,), at least one window (400) long.
 
     Returns:
         Shape (80, n // 160), roughly -1..1.
-    """  # noqa: D205
+    """
     padded = np.pad(audio.astype(np.float32, copy=False), _WINDOW // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
     spectrum = np.fft.rfft(frames * _hann(), axis=-1)[: len(audio) // HOP]
     power = spectrum.real**2 + spectrum.imag**2
     logs = np.log10(np.maximum(_filters() @ power.T, _FLOOR))
     logs = np.maximum(logs, logs.max() - _DYNAMIC_RANGE)
-    return ((logs + 4.0) / 4.0).astype(np.float32)
+    return np.asarray((logs + 4.0) / 4.0, dtype=np.float32)
 
 
 @cache

@@ -350,7 +350,8 @@ def _client(settings: LLMSettings) -> AsyncAnthropic:
             base_url="http://127.0.0.1",  # set with each request
             max_retries=0,  # the stage knows sooner than the SDK whether the server is dead
             timeout=settings.timeout_secs,
-            # No proxy of the environment; and llama.cpp closes idle connections without a word.
+            # No proxy of the environment. No connection is used twice: llama.cpp closes one now
+            # and then as the next request arrives on it.
             http_client=DefaultAsyncHttpxClient(
                 trust_env=False, limits=connection_limits(max_keepalive_connections=0)
             ),

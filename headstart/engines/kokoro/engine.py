@@ -1,0 +1,206 @@
+"""The voice as an engine: one model a process, one queue, speech in pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from kokoro_onnx.config import DEFAULT_VOCAB
+from loguru import logger
+from numpy.typing import NDArray
+
+from headstart import assets
+from headstart.engines.hub import Engine
+from headstart.engines.kokoro.backend import FRAME, Abort, Backend
+from headstart.engines.kokoro.onnx import OnnxKokoro
+from headstart.engines.kokoro.phonemes import Clause, Phonemizer
+from headstart.engines.kokoro.silence import SAMPLE_RATE, pause_after
+from headstart.engines.kokoro.voices import Voices
+from headstart.engines.queue import InferenceQueue, QueueStatistics, Ticket
+from headstart.errors import EngineError, UsageError
+
+MODEL = "kokoro-v1.0"
+VOICES = "kokoro-voices"
+
+_SLOWEST, _FASTEST = 0.5, 2.0
+
+
+@dataclass(frozen=True)
+class KokoroOptions:
+    """What a Kokoro engine is loaded with."""
+
+    engine: Literal["auto", "onnx", "torch"] = "auto"
+    """What runs the network; `auto` takes the faster one of those that are installed."""
+    threads: int = 2
+    """Of one clause's computation."""
+
+
+@dataclass(frozen=True)
+class WordTime:
+    """When a word is spoken."""
+
+    text: str
+    """As it was written."""
+    start_secs: float
+    """From the first sample of the piece that carries it."""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A piece of speech."""
+
+    samples: NDArray[np.float32]
+    """Mono, 24 kHz, -1..1; shape (samples,)."""
+    words: tuple[WordTime, ...] = ()
+    """Of the whole clause that begins with this piece; empty in its later pieces."""
+
+
+class KokoroEngine(Engine):
+    """Speaks for all sessions, one clause at a time, committed text first."""
+
+    def __init__(self, backend: Backend, voices: Voices) -> None:
+        """Use a loaded backend; `load` makes one."""
+        self._backend = backend
+        self._voices = voices
+        self._phonemizer = Phonemizer()
+        self._queue = InferenceQueue("kokoro")
+
+    @classmethod
+    def load(cls, options: KokoroOptions) -> Self:
+        """Load model and voices and speak one word to nobody.
+
+        Raises:
+            AssetError: The weights are not there.
+            EngineError: The model did not load.
+        """
+        model = _model_file(assets.path(MODEL))
+        voices = Voices(assets.path(VOICES))
+        begun = time.monotonic()
+        engine = cls(_backend(options, model), voices)
+        for _ in engine._pieces("Ready.", voices.names[0], 1.0, Abort()):
+            pass
+        logger.info(
+            f"Kokoro speaks through {engine._backend.name}, ready in "
+            f"{time.monotonic() - begun:.1f} s"
+        )
+        return engine
+
+    @property
+    def backend(self) -> str:
+        """What runs the network: `onnx` or `torch`."""
+        return self._backend.name
+
+    def voices(self) -> tuple[str, ...]:
+        """The names of all voices, alphabetically."""
+        return self._voices.names
+
+    def check(self, voice: str, speed: float = 1.0) -> None:
+        """Make sure that the engine can speak so.
+
+        Raises:
+            UsageError: No such voice, or a speed outside 0.5 to 2.
+        """
+        self._voices.check(voice)
+        if not _SLOWEST <= speed <= _FASTEST:
+            raise UsageError(f"speed is {speed:g}; Kokoro speaks at {_SLOWEST} to {_FASTEST:g}")
+
+    async def speak(
+        self,
+        text: str,
+        *,
+        voice: str = "af_heart",
+        speed: float = 1.0,
+        ticket: Ticket | None = None,
+    ) -> AsyncGenerator[NDArray[np.float32]]:
+        """Speak `text`; yields audio (mono, 24 kHz, shape (samples,)) as it is made.
+
+        Text without a letter or digit yields nothing. Leaving the loop early stops the
+        computation at once.
+
+        Raises:
+            UsageError: No such voice, a bad speed, or text in a foreign script.
+            EngineBusyError: The queue is full.
+            EngineError: The model failed or is closed, or the voice's language needs a
+                package that is not installed.
+        """
+        async with aclosing(
+            self.speak_words(text, voice=voice, speed=speed, ticket=ticket)
+        ) as pieces:
+            async for piece in pieces:
+                yield piece.samples
+
+    async def speak_words(
+        self,
+        text: str,
+        *,
+        voice: str = "af_heart",
+        speed: float = 1.0,
+        ticket: Ticket | None = None,
+    ) -> AsyncGenerator[Speech]:
+        """As `speak`, with the times of the words. Raises the same."""
+        self.check(voice, speed)
+        abort = Abort()
+        try:
+            async with aclosing(
+                self._queue.stream(lambda: self._pieces(text, voice, speed, abort), ticket)
+            ) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            abort.request()
+
+    def statistics(self) -> QueueStatistics:
+        """What the queue is doing and has done."""
+        return self._queue.statistics()
+
+    def close(self) -> None:
+        """End the queue and release the model."""
+        self._queue.close()
+        self._backend.close()
+
+    def _pieces(self, text: str, voice: str, speed: float, abort: Abort) -> Iterator[Speech]:
+        """The speech of a text; runs on the queue's thread."""
+        for clause in self._phonemizer.clauses(text, voice):
+            tokens = np.array([DEFAULT_VOCAB[phoneme] for phoneme in clause.phonemes], np.int64)
+            rendering = self._backend.render(
+                tokens,
+                self._voices.style(voice, len(tokens)),
+                voice=voice,
+                speed=speed,
+                pause=pause_after(clause.phonemes),
+                abort=abort,
+            )
+            if rendering is None:
+                return
+            words = _times(clause, rendering.durations, rendering.skipped)
+            for samples in rendering.pieces:
+                yield Speech(samples, words)
+                words = ()
+                if abort.requested:
+                    return
+
+
+def _times(clause: Clause, durations: NDArray[np.int64], skipped: int) -> tuple[WordTime, ...]:
+    """When each word begins, from the first sample that is heard."""
+    # Phoneme n begins after the start mark and the n phonemes before it.
+    begins = np.cumsum(durations) * FRAME - skipped
+    return tuple(
+        WordTime(word.text, max(0.0, float(begins[word.start])) / SAMPLE_RATE)
+        for word in clause.words
+    )
+
+
+def _backend(options: KokoroOptions, model: Path) -> Backend:
+    return OnnxKokoro(model, threads=options.threads)
+
+
+def _model_file(folder: Path) -> Path:
+    files = sorted(folder.glob("*.onnx"))
+    if not files:
+        raise EngineError(f"no Kokoro model (.onnx) in {folder}")
+    return files[0]

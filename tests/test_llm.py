@@ -1,0 +1,562 @@
+"""The language model stage and its engine: a real llama.cpp, the real SDK, real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipecat.frames.frames import (
+    EagerEndOfTurnCancelFrame,
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    InterruptionFrame,
+    LLMContextFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    LLMTextFrame,
+    MetricsFrame,
+    TranscriptionFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.workers.runner import WorkerRunner
+from pydantic import ValidationError
+
+from headstart import assets
+from headstart.engines import hub
+from headstart.engines.llama import LlamaEngine, LlamaOptions
+from headstart.errors import UsageError
+from headstart.frames import WarmUpFrame
+from headstart.processors.llm import AnthropicLLM, LLMSettings
+
+PROMPT = "You are a helpful voice assistant. Answer in one short sentence."
+LLAMA = "llama://SmolLM2-135M"
+LONG = "Tell me a very long story about a fox and count to one thousand."
+DEADLINE_SECS = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engines() -> Iterator[hub.EngineHub]:
+    """One llama.cpp for the module."""
+    if assets.find("smollm2-135m") is None:
+        pytest.skip("needs the weights: headstart models pull smollm2-135m")
+    shared, hub.shared = hub.shared, hub.EngineHub()
+    yield hub.shared
+    hub.shared.close()
+    hub.shared = shared
+
+
+async def llama() -> LlamaEngine:
+    return await hub.shared.get(LlamaEngine, LlamaOptions())
+
+
+def context(*words: str, prompt: str = PROMPT) -> LLMContext:
+    """A conversation: the user's words and the assistant's, in turn."""
+    roles = ("user", "assistant")
+    said: list[Any] = [{"role": roles[n % 2], "content": text} for n, text in enumerate(words)]
+    return LLMContext(messages=[{"role": "system", "content": prompt}, *said])
+
+
+class Ear(FrameProcessor):
+    """Notes what comes by in one direction."""
+
+    def __init__(self, direction: FrameDirection, heard: Callable[[Frame], None]) -> None:
+        super().__init__(enable_direct_mode=True)
+        self._direction, self._heard = direction, heard
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if direction == self._direction:
+            self._heard(frame)
+        await self.push_frame(frame, direction)
+
+
+class Talk:
+    """A pipeline with nothing in it but the stage."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.heard: list[Frame] = []
+        self._came = asyncio.Event()
+        self.stage = AnthropicLLM(LLMSettings(**{"base_url": LLAMA, **settings}))
+        ears = [Ear(direction, self._note) for direction in reversed(FrameDirection)]
+        self.worker = PipelineWorker(
+            Pipeline([ears[0], self.stage, ears[1]]),
+            params=PipelineParams(enable_usage_metrics=True),
+            cancel_on_idle_timeout=False,
+        )
+
+    def _note(self, frame: Frame) -> None:
+        self.heard.append(frame)
+        self._came.set()
+
+    async def send(self, *frames: Frame) -> None:
+        for frame in frames:
+            await self.worker.queue_frame(frame)
+
+    async def until(self, kind: type[Frame], count: int = 1) -> Frame:
+        """Wait until so many frames of this kind have come."""
+        async with asyncio.timeout(DEADLINE_SECS):
+            while len(found := [frame for frame in self.heard if isinstance(frame, kind)]) < count:
+                self._came.clear()
+                await self._came.wait()
+        return found[count - 1]
+
+    async def until_text(self, words: str) -> None:
+        """Wait until a response says this."""
+        async with asyncio.timeout(DEADLINE_SECS):
+            while not any(words in text for text in self.texts):
+                self._came.clear()
+                await self._came.wait()
+
+    async def answer(self, to: LLMContext) -> str:
+        before = len(self.texts)
+        await self.send(LLMContextFrame(to))
+        await self.until(LLMFullResponseEndFrame, before + 1)
+        return self.texts[-1]
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of every response; fails if any is not whole."""
+        texts: list[str] = []
+        inside = False
+        for frame in self.heard:
+            if isinstance(frame, LLMFullResponseStartFrame):
+                assert not inside, "a response began within another"
+                inside = True
+                texts.append("")
+            elif isinstance(frame, LLMTextFrame):
+                assert inside, "text outside a response"
+                texts[-1] += frame.text
+            elif isinstance(frame, LLMFullResponseEndFrame):
+                assert inside, "a response ended twice"
+                inside = False
+        return texts
+
+    @property
+    def errors(self) -> list[str]:
+        return [frame.error for frame in self.heard if isinstance(frame, ErrorFrame)]
+
+    def kinds(self, *kinds: type[Frame]) -> list[type[Frame]]:
+        return [type(frame) for frame in self.heard if isinstance(frame, kinds)]
+
+
+@asynccontextmanager
+async def talk(**settings: Any) -> AsyncIterator[Talk]:
+    talking = Talk(**settings)
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(talking.worker)
+    running = asyncio.create_task(runner.run())
+    try:
+        yield talking
+    finally:
+        await talking.worker.cancel()
+        async with asyncio.timeout(DEADLINE_SECS):
+            await running
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_SECS):
+        while not await condition():  # noqa: ASYNC110  another process's state: no event tells
+            await asyncio.sleep(0.01)
+
+
+async def slots_are_free() -> bool:
+    engine = await llama()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        url = f"{engine.base_url}/slots"
+        slots = (await client.get(url, headers={"x-api-key": engine.api_key})).json()
+    return not any(slot["is_processing"] for slot in slots)
+
+
+async def slots_are_busy() -> bool:
+    return not await slots_are_free()
+
+
+# What it says
+
+
+async def test_answers_sensibly_and_remembers_the_conversation() -> None:
+    async with talk() as talking:
+        await talking.send(WarmUpFrame(context()))
+        await talking.until(WarmUpFrame)
+        assert "Paris" in await talking.answer(context("What is the capital of France?"))
+        again = context("What is the capital of France?", "Paris.", "What is the capital of Italy?")
+        assert "Rome" in await talking.answer(again)
+        assert not talking.errors
+        assert all(text == text.lstrip() for text in talking.texts)
+
+
+async def test_warming_up_leaves_the_prompt_in_every_slot() -> None:
+    async with talk() as talking:
+        prompt = "You know every railway station of this country by heart. Be brief. " * 8
+        await talking.send(WarmUpFrame(context(prompt=prompt)))
+        await talking.until(WarmUpFrame)
+        engine = await llama()
+        ask = {
+            "model": "any",
+            "max_tokens": 1,
+            "system": prompt,
+            "messages": [{"role": "user", "content": "Where am I?"}],
+        }
+        async with httpx.AsyncClient(trust_env=False, base_url=engine.base_url) as client:
+            headers = {"x-api-key": engine.api_key}
+            replies = await asyncio.gather(
+                *(client.post("/v1/messages", json=ask, headers=headers) for _ in range(2))
+            )
+        for reply in replies:
+            usage = reply.json()["usage"]
+            assert usage["cache_read_input_tokens"] > 100 > usage["input_tokens"]
+
+
+async def test_only_who_has_the_key_may_use_the_server() -> None:
+    engine = await llama()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        reply = await client.get(f"{engine.base_url}/slots", headers={"x-api-key": "guess"})
+    assert reply.status_code == 401
+
+
+# Who waits for whom
+
+
+async def test_an_interruption_ends_the_answer_at_once_and_frees_the_slot() -> None:
+    async with talk(max_tokens=1500, stop_sequences=()) as talking:
+        await talking.send(LLMContextFrame(context(LONG)))
+        await talking.until(LLMTextFrame, 3)
+        await talking.send(InterruptionFrame())
+        await talking.until(InterruptionFrame)
+        order = talking.kinds(LLMFullResponseEndFrame, InterruptionFrame)
+        assert order == [LLMFullResponseEndFrame, InterruptionFrame]
+        await eventually(slots_are_free)
+        assert "Paris" in await talking.answer(context("What is the capital of France?"))
+        assert len(talking.texts) == 2
+        assert not talking.errors
+
+
+async def test_a_new_context_supersedes_the_answer_and_never_queues_behind_it() -> None:
+    endless, brief = says(*["and"] * 1_000_000, whole=False), says("Paris.", whole=True)
+    async with api(endless, brief) as (url, _), talk(base_url=url, api_key=KEY) as talking:
+        await talking.send(LLMContextFrame(context(LONG)))
+        await talking.until(LLMTextFrame, 3)
+        # A frame in between would wait for the endless answer; the new context may not.
+        await talking.send(
+            TranscriptionFrame("late", "user", ""),
+            LLMContextFrame(context("What is the capital of France?")),
+        )
+        await talking.until(LLMFullResponseEndFrame, 2)
+        assert talking.texts[1] == "Paris."
+        order = talking.kinds(
+            LLMFullResponseStartFrame, LLMFullResponseEndFrame, TranscriptionFrame
+        )
+        whole = [LLMFullResponseStartFrame, LLMFullResponseEndFrame]
+        assert order == [*whole, TranscriptionFrame, *whole]
+
+
+async def test_of_contexts_that_come_at_once_the_last_is_answered() -> None:
+    async with talk() as talking:
+        cities = ["Spain", "Italy", "France"]
+        await talking.send(
+            *(LLMContextFrame(context(f"What is the capital of {city}?")) for city in cities),
+            EndFrame(),
+        )
+        await talking.until(EndFrame)
+        assert "Paris" in talking.texts[-1]
+        assert not talking.errors
+
+
+async def test_nothing_overtakes_an_answer_and_the_end_waits_for_it() -> None:
+    async with talk() as talking:
+        await talking.send(
+            LLMContextFrame(context("What is the capital of France?")),
+            TranscriptionFrame("later", "user", ""),
+            EndFrame(),
+        )
+        await talking.until(EndFrame)
+        assert "Paris" in talking.texts[0]
+        order = talking.kinds(LLMFullResponseEndFrame, TranscriptionFrame, EndFrame)
+        assert order == [LLMFullResponseEndFrame, TranscriptionFrame, EndFrame]
+
+
+async def test_cancelling_the_pipeline_closes_the_connection() -> None:
+    async with talk(max_tokens=1500, stop_sequences=()) as talking:
+        await talking.send(LLMContextFrame(context(LONG)))
+        await talking.until(LLMTextFrame)
+    await eventually(slots_are_free)
+
+
+# Speculation, as Pipecat does it
+
+
+async def test_a_speculative_answer_is_held_until_the_turn_ends() -> None:
+    async with talk() as talking:
+        asked = context("What is the capital of France?")
+        await talking.send(UserStartedSpeakingFrame(), LLMContextFrame(asked, speculation=True))
+        await talking.until(MetricsFrame)  # the tokens that were used: the answer is complete
+        assert not talking.texts
+        await talking.send(UserStoppedSpeakingFrame())
+        await talking.until(LLMFullResponseEndFrame)
+        assert "Paris" in talking.texts[0]
+
+
+async def test_a_withdrawn_answer_is_never_heard_and_frees_the_slot() -> None:
+    async with talk(max_tokens=1500, stop_sequences=()) as talking:
+        await talking.send(
+            UserStartedSpeakingFrame(), LLMContextFrame(context(LONG), speculation=True)
+        )
+        await eventually(slots_are_busy)
+        await talking.send(EagerEndOfTurnCancelFrame())
+        await eventually(slots_are_free)
+        await talking.send(UserStoppedSpeakingFrame())
+        assert "Paris" in await talking.answer(context("What is the capital of France?"))
+        assert len(talking.texts) == 1
+
+
+# The child process
+
+
+async def test_an_answer_comes_though_the_server_was_killed() -> None:
+    async with talk() as talking:
+        engine = await llama()
+        for _ in range(2):
+            dead, url = engine.pid, engine.base_url
+            assert dead is not None
+            os.kill(dead, signal.SIGKILL)
+            assert "Paris" in await talking.answer(context("What is the capital of France?"))
+            assert engine.pid not in (None, dead)
+            assert engine.base_url != url
+        assert not talking.errors
+
+
+async def test_a_server_killed_in_mid_answer_ends_it_and_says_so_once() -> None:
+    async with talk(max_tokens=1500, stop_sequences=()) as talking:
+        engine = await llama()
+        await talking.send(LLMContextFrame(context(LONG)))
+        await talking.until(LLMTextFrame, 3)
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await talking.until(LLMFullResponseEndFrame)
+        assert len(talking.texts) == len(talking.errors) == 1
+        assert "\n" not in talking.errors[0]
+
+
+# Servers that fail
+
+
+Reply = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def api(*replies: Reply) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that gives these replies to its requests, the last one for ever."""
+    requests: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
+            requests.append(head + await reader.readexactly(int(length or 0)))
+            await replies[min(len(requests), len(replies)) - 1](requests[-1], writer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+    finally:
+        server.close()
+
+
+def refuses(status: int, kind: str, message: str) -> Reply:
+    async def reply(_: bytes, writer: asyncio.StreamWriter) -> None:
+        body = json.dumps({"type": "error", "error": {"type": kind, "message": message}})
+        writer.write(
+            f"HTTP/1.1 {status} No\r\ncontent-type: application/json\r\nretry-after-ms: 1\r\n"
+            f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+        )
+
+    return reply
+
+
+def says(*words: str, whole: bool, error: str | None = None) -> Reply:
+    """Streams words; stops short unless `whole`."""
+
+    async def reply(_: bytes, writer: asyncio.StreamWriter) -> None:
+        def event(kind: str, **data: Any) -> None:
+            writer.write(f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode())
+
+        usage = {"input_tokens": 3, "output_tokens": 1}
+        message = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+        writer.write(b"connection: close\r\n\r\n")
+        event("message_start", message={**message, "usage": usage})
+        event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        for word in words:
+            event("content_block_delta", index=0, delta={"type": "text_delta", "text": word})
+            await writer.drain()
+            await asyncio.sleep(0)
+        if error:
+            event("error", error={"type": error, "message": "Overloaded"})
+        if whole:
+            event("content_block_stop", index=0)
+            event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
+            event("message_stop")
+
+    return reply
+
+
+async def repeats(request: bytes, writer: asyncio.StreamWriter) -> None:
+    """Says what it was asked five times over."""
+    asked = json.loads(request.partition(b"\r\n\r\n")[2])["messages"][-1]["content"]
+    words = asked if isinstance(asked, str) else asked[-1]["text"]
+    await says(*[f" {words}"] * 5, whole=True)(request, writer)
+
+
+async def stays_silent(_: bytes, writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+KEY = "sk-ant-api03-very-secret-indeed"
+
+
+@pytest.mark.parametrize(
+    ("reply", "requests", "message"),
+    [
+        (refuses(401, "authentication_error", f"invalid key {KEY}"), 1, "authentication_error"),
+        (refuses(429, "rate_limit_error", "slow down"), 2, "rate_limit_error: slow down"),
+        (refuses(529, "overloaded_error", "too\nmuch"), 2, "overloaded_error: too much"),
+        (refuses(400, "invalid_request_error", "prompt is too long"), 1, "prompt is too long"),
+        (says("Once upon", whole=False), 1, "broke off"),
+        (says("Once", whole=False, error="overloaded_error"), 1, "overloaded_error: Overloaded"),
+        (stays_silent, None, "silent for 0.5 s"),
+    ],
+)
+async def test_a_failing_server_is_one_line_and_an_ended_response(
+    reply: Reply, requests: int | None, message: str
+) -> None:
+    async with (
+        api(reply) as (url, seen),
+        talk(base_url=url, api_key=KEY, max_retries=1, timeout_secs=0.5) as talking,
+    ):
+        await talking.send(LLMContextFrame(context("Tell me a story.")), EndFrame())
+        await talking.until(EndFrame)
+        assert len(talking.texts) == len(talking.errors) == 1
+        assert message in talking.errors[0]
+        assert "\n" not in talking.errors[0]
+        assert KEY not in talking.errors[0]
+        assert requests is None or len(seen) == requests
+
+
+async def test_a_server_that_is_not_there_is_one_line() -> None:
+    async with talk(base_url="http://127.0.0.1:9", max_retries=1) as talking:
+        assert await talking.answer(context("Hello?")) == ""
+        assert len(talking.errors) == 1
+        assert "no connection to 127.0.0.1" in talking.errors[0]
+
+
+async def test_a_request_that_failed_before_a_word_is_sent_again() -> None:
+    replies = refuses(529, "overloaded_error", "too much"), says(" Well", ", hello.", whole=True)
+    async with api(*replies) as (url, seen), talk(base_url=url, api_key=KEY) as talking:
+        assert await talking.answer(context("Hello?")) == "Well, hello."
+        assert not talking.errors
+        asked = json.loads(seen[1].partition(b"\r\n\r\n")[2])
+        assert asked["system"][0]["cache_control"] == {"type": "ephemeral"}
+        assert asked["max_tokens"] == 256
+        assert "temperature" not in asked
+
+
+# Any order of events
+
+STEPS = st.lists(st.sampled_from(["ask", "text", "interrupt", "hear", "pause"]), max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+async def test_whatever_comes_when_each_response_is_whole_and_the_last_one_is_given(
+    steps: list[str],
+) -> None:
+    async with api(repeats) as (url, _), talk(base_url=url, api_key=KEY) as talking:
+        open_question = None
+        for number, step in enumerate(steps):
+            if step == "ask":
+                open_question = f"q{number}"
+                await talking.send(LLMContextFrame(context(open_question)))
+            elif step == "text":
+                await talking.send(TranscriptionFrame(str(number), "user", ""))
+            elif step == "interrupt":
+                open_question = None
+                await talking.send(InterruptionFrame())
+                await talking.until(InterruptionFrame, steps[: number + 1].count("interrupt"))
+            elif step == "hear" and open_question:
+                await talking.until_text(open_question)
+            elif step == "pause":
+                await asyncio.sleep(0)
+        await talking.send(EndFrame())
+        await talking.until(EndFrame)
+
+        assert not talking.errors
+        answers = [text.split() for text in talking.texts]
+        assert all(len(set(words)) <= 1 for words in answers)
+        if open_question:
+            assert answers[-1] == [open_question] * 5
+        questions = [int(words[0][1:]) for words in answers if words]
+        assert questions == sorted(set(questions))
+        asides = [frame for frame in talking.heard if isinstance(frame, TranscriptionFrame)]
+        assert asides == sorted(asides, key=lambda frame: int(frame.text))
+        assert isinstance(talking.heard[-1], (EndFrame, MetricsFrame))
+
+
+# Settings
+
+
+async def test_without_a_key_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("ANTHROPIC"):
+            monkeypatch.delenv(name)
+    async with talk(base_url=None) as talking:
+        error = await talking.until(ErrorFrame)
+        assert isinstance(error, ErrorFrame)
+        assert isinstance(error.exception, UsageError)
+        assert "ANTHROPIC_API_KEY is not set" in error.error
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("llama://SmolLM2-135M", LlamaOptions()),
+        ("llama://smollm2_135m-Instruct", LlamaOptions()),
+        ("llama://smollm2?slots=4&threads=1", LlamaOptions(slots=4, threads=1)),
+        ("llama:///weights/My.gguf", LlamaOptions(model="/weights/My.gguf")),
+        ("llama://weights/My.gguf", LlamaOptions(model="weights/My.gguf")),
+    ],
+)
+def test_a_model_on_this_machine_is_named_by_url(url: str, options: LlamaOptions) -> None:
+    settings = LLMSettings(base_url=url)
+    assert settings.llama == options
+    assert AnthropicLLM.required_assets(settings) == ((options.asset,) if options.asset else ())
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("llama://gpt-9", "smollm2-135m"),
+        ("llama://smollm2?slot=4", "slots"),
+        ("llama://smollm2?slots=many", "whole number"),
+        ("api.example.com", "should begin with https://"),
+    ],
+)
+def test_a_url_that_names_nothing_is_refused_with_what_there_is(url: str, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LLMSettings(base_url=url)
