@@ -25,35 +25,44 @@ def check(
 ) -> None:
     """Check pipeline files without loading a model.
 
-    Prints what is wrong as FILE:LINE:COL: message on standard error and exits with 2; else a
-    line for each file. Before code is imported that is neither Headstart's nor Pipecat's, its
-    modules are listed.
+    Says what is wrong as FILE:LINE:COL: message on standard error and exits with 2.
+
+    Modules that are neither Headstart's nor Pipecat's are listed before they are imported.
 
     Examples:
         headstart check local my.yaml
 
         headstart check --no-code from-the-internet.yaml
     """
+    from loguru import logger
+
+    # What Pipecat logs of a service whose packages are missing, the problem's line says too.
+    logger.disable("pipecat")
+    try:
+        right = [_check(file, allow_code=not no_code) for file in files]
+    finally:
+        logger.enable("pipecat")
+    if not all(right):
+        raise typer.Exit(ConfigError.exit_code)
+
+
+def _check(file: str, *, allow_code: bool) -> bool:
     from headstart.pipeline.load import Document
     from headstart.pipeline.registry import TRUSTED_PACKAGES
 
-    wrong = False
-    for file in files:
-        try:
-            document = Document.read(file)
-            modules = document.modules()
-            foreign = [m for m in modules if m.partition(".")[0] not in TRUSTED_PACKAGES]
-            if foreign and not no_code:
-                typer.echo(f"{file}: runs code of {', '.join(map(_shown, foreign))}")
-            spec = document.check(allow_code=not no_code)
-        except ConfigError as error:
-            typer.echo(str(error), err=True)
-            wrong = True
-            continue
-        stages = ", ".join(stage.name for stage in spec.stages)
-        typer.echo(f"{file}: ok: {stages} (imports {', '.join(map(_shown, modules))})")
-    if wrong:
-        raise typer.Exit(ConfigError.exit_code)
+    try:
+        document = Document.read(file)
+        modules = document.modules()
+        foreign = [m for m in modules if m.partition(".")[0] not in TRUSTED_PACKAGES]
+        if foreign and allow_code:
+            typer.echo(f"{file}: runs code of {', '.join(map(_shown, foreign))}")
+        spec = document.check(allow_code=allow_code)
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+        return False
+    stages = ", ".join(stage.name for stage in spec.stages)
+    typer.echo(f"{file}: ok: {stages} (imports {', '.join(map(_shown, modules))})")
+    return True
 
 
 def _shown(module: str) -> str:

@@ -101,8 +101,8 @@ def _catalogue_table() -> Table:
     from headstart.pipeline import registry
 
     table = Table(box=None, pad_edge=False)
-    for column in ("STAGE", "WHAT IT DOES", "CLASS"):
-        table.add_column(column, overflow="fold")
+    table.add_column("STAGE", no_wrap=True)
+    table.add_column("WHAT IT DOES")
     for name, target in registry.catalogue().items():
         kind, _, provider = name.partition(".")
         default = " (default)" if provider and provider == registry.default_provider(kind) else ""
@@ -110,7 +110,7 @@ def _catalogue_table() -> Table:
             summary = registry.StageType(name, registry.import_processor(target)).summary
         except UsageError as error:
             summary = f"cannot be used: {error}"
-        table.add_row(name + default, summary, target)
+        table.add_row(name + default, summary)
     return table
 
 

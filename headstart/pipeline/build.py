@@ -11,7 +11,8 @@ from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.llm_service import LLMService
 from pipecat.transports.base_transport import BaseTransport
 
-from headstart.pipeline.registry import create, stage_type
+from headstart.pipeline.registry import create
+from headstart.pipeline.registry import required_assets as stage_assets
 from headstart.pipeline.spec import PipelineSpec
 
 
@@ -57,12 +58,10 @@ def required_assets(spec: PipelineSpec) -> tuple[str, ...]:
     Raises:
         UsageError: A stage's class cannot be imported.
     """
-    names = [
-        name for stage in spec.stages for name in stage_type(stage).required_assets(stage.settings)
-    ]
-    if any(stage.kind == "llm" for stage in spec.stages):
+    names = [name for stage in spec.stages for name in stage_assets(stage)]
+    kinds = [stage.kind for stage in spec.stages]
+    if "llm" in kinds and "turn" not in kinds:
         from headstart.processors.turn import TurnSettings, UserTurn
 
-        if not any(stage.kind == "turn" for stage in spec.stages):
-            names += UserTurn.required_assets(TurnSettings())
+        names += UserTurn.required_assets(TurnSettings())
     return tuple(dict.fromkeys(names))

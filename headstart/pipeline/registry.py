@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from headstart.pipeline.constructor import (
 )
 from headstart.pipeline.extend import is_class_path
 from headstart.pipeline.spec import StageSpec
-from headstart.pipeline.wording import Issue, nearest, nearest_or_all
+from headstart.pipeline.wording import Issue, closest, nearest, nearest_or_all
 
 BUILTIN: Mapping[str, str] = {
     "vad.silero": "headstart.processors.vad:SileroVAD",
@@ -221,7 +221,15 @@ def _import_module(name: str) -> types.ModuleType:
             raise UsageError(f"there is no module {missing!r}{hint}") from error
         raise UsageError(f"importing {name} failed: {_line(error)}") from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"importing {name} failed: {_line(error)}") from error
+        raise UsageError(f"importing {name} failed: {_line(error)}{_extra(name)}") from error
+
+
+def _extra(name: str) -> str:
+    """Pipecat's services import what their extras of the same name install."""
+    service = name.removeprefix("pipecat.services.").partition(".")[0]
+    known = metadata("pipecat-ai").get_all("Provides-Extra") or []
+    is_service = name.startswith("pipecat.services.") and service in known
+    return f"; try: pip install 'pipecat-ai[{service}]'" if is_service else ""
 
 
 def _similar_module(name: str) -> str:
@@ -242,6 +250,10 @@ def _load_file(path: Path) -> types.ModuleType:
     """
     try:
         source = path.read_bytes()
+    except FileNotFoundError as error:
+        near = closest(path.stem, [file.stem for file in path.parent.glob("*.py")])
+        hint = f"; did you mean {near + '.py'!r}?" if near else f" in {path.parent}"
+        raise UsageError(f"there is no file {path.name}{hint}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(bytes(path) + b"\0" + source).hexdigest()[:16]
@@ -252,7 +264,7 @@ def _load_file(path: Path) -> types.ModuleType:
     module.__file__ = str(path)
     sys.modules[name] = module  # before it runs: dataclasses and annotations look it up
     try:
-        exec(compile(source, str(path), "exec"), vars(module))
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, SyntaxError) and error.filename == str(path):

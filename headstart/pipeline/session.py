@@ -152,12 +152,7 @@ class Session:
         self._runner = WorkerRunner(handle_sigint=False)
         await self._runner.add_workers(worker)
         self._running = asyncio.create_task(self._runner.run(), name="session")
-        self._running.add_done_callback(
-            lambda _: (
-                opened.done()
-                or opened.set_exception(HeadstartError("the pipeline ended before it was open"))
-            )
-        )
+        self._running.add_done_callback(lambda _: _give_up(opened))
         await worker.queue_frame(WarmUpFrame(context=built.context))
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT_SECS):
@@ -242,6 +237,11 @@ class _Listener(BaseObserver):
             self._events.put_nowait(Said(frame.text))
         elif isinstance(frame, ErrorFrame):
             self._events.put_nowait(Failed(frame.error))
+
+
+def _give_up(opened: asyncio.Future[None]) -> None:
+    if not opened.done():
+        opened.set_exception(HeadstartError("the pipeline ended before it was open"))
 
 
 def _as_headstart_error(frame: ErrorFrame) -> HeadstartError:

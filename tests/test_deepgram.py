@@ -1,0 +1,625 @@
+"""Deepgram: the real SDK over a real socket, against a server that hears with real Whisper."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from loguru import logger
+from pipecat.frames.frames import (
+    ErrorFrame,
+    Frame,
+    InputAudioRawFrame,
+    MetricsFrame,
+    StartFrame,
+    TranscriptionFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
+from pipecat.metrics.metrics import STTUsageMetricsData, TTFBMetricsData
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.tests.utils import QueuedFrameProcessor
+from pipecat.workers.runner import WorkerRunner
+from pydantic import SecretStr
+
+from headstart.errors import UsageError
+from headstart.frames import ProgressiveTranscriptionFrame
+from headstart.processors.stt.deepgram import DeepgramSettings, DeepgramSTT
+from headstart.processors.stt.deepgram_batch import Prerecorded
+from headstart.processors.stt.deepgram_link import (
+    Destination,
+    Link,
+    LinkLostError,
+    options,
+    pool,
+)
+from headstart.processors.stt.deepgram_segments import Heard, Segments, Word
+from headstart.processors.stt.replay import ReplayRing
+from headstart.testing.deepgram import DeepgramServer, Faults, Served
+
+RATE = 16000
+KEY = "sk-never-to-be-logged"
+SPEECH = Path(__file__).parent.parent / "samples" / "speech"
+UTTERANCES = {
+    row["id"]: row for row in map(json.loads, (SPEECH / "manifest.jsonl").read_text().splitlines())
+}
+TONE = (8000 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.int16)
+
+# -- the ring
+
+
+class Replay(RuleBasedStateMachine):
+    """Any drops, chunk sizes and final results, against a plain list of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ring = ReplayRing(RATE, 60.0)
+        self.pushed = 0
+        self.final = 0
+        self.sent: list[int] = []  # on this connection, by sample number
+        self.origin = 0.0
+        self.connected = False
+
+    @rule(samples=st.integers(0, 9000))
+    def speak(self, samples: int) -> None:
+        # A sample's value tells its number, modulo what 16 bits hold.
+        numbers = np.arange(self.pushed, self.pushed + samples) % 30011
+        self.ring.push(numbers.astype(np.int16).tobytes())
+        self.pushed += samples
+
+    @rule(origin=st.integers(0, 5 * RATE))
+    def drop_and_reconnect(self, origin: int) -> None:
+        self.origin = origin / RATE
+        self.ring.connect(self.origin)
+        self.sent = []
+        self.replay_from = self.final
+        self.connected = True
+
+    @precondition(lambda self: self.connected)
+    @rule(samples=st.integers(1, 8000))
+    def send(self, samples: int) -> None:
+        self.sent += np.frombuffer(self.ring.take(samples / RATE), np.int16).tolist()
+
+    @precondition(lambda self: self.connected)
+    @rule(share=st.floats(0, 1))
+    def a_final_result_comes(self, share: float) -> None:
+        until = self.replay_from + int(share * len(self.sent))
+        self.final = max(self.final, until)
+        self.ring.finalise(until / RATE)
+
+    @invariant()
+    def every_sample_after_the_last_final_word_is_sent_once_and_in_order(self) -> None:
+        if self.connected:
+            first = self.replay_from
+            numbers = np.arange(first, first + len(self.sent)) % 30011
+            assert self.sent == numbers.tolist()
+            unsent = self.pushed - first - len(self.sent)
+            assert self.ring.unsent_secs() == pytest.approx(unsent / RATE)
+
+    @invariant()
+    def nothing_unfinal_is_given_up(self) -> None:
+        assert self.ring.start_secs == pytest.approx(self.final / RATE)
+        assert self.ring.end_secs == pytest.approx(self.pushed / RATE)
+        assert self.ring.lost_secs == 0
+
+    @precondition(lambda self: self.connected and self.sent)
+    @rule(share=st.floats(0, 1))
+    def provider_times_map_to_the_stream(self, share: float) -> None:
+        sample = int(share * len(self.sent))
+        at = self.ring.stream_secs(self.origin + sample / RATE)
+        assert at == pytest.approx((self.replay_from + sample) / RATE)
+
+
+TestReplay = Replay.TestCase
+TestReplay.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@given(sent=st.integers(0, 200), skipped=st.integers(1, 200))
+def test_times_stay_right_when_audio_is_given_up_unsent(sent: int, skipped: int) -> None:
+    ring = ReplayRing(100, 4.0)
+    ring.connect()
+    ring.push(bytes(2 * 400))
+    ring.take(sent / 100)
+    ring.finalise((sent + skipped) / 100)
+    ring.take(1.0)
+    assert ring.stream_secs(sent / 100 + 0.5) == pytest.approx((sent + skipped) / 100 + 0.5)
+
+
+def test_a_full_ring_gives_up_the_oldest_audio_and_says_so() -> None:
+    ring = ReplayRing(100, 1.0)
+    ring.push(bytes(2 * 130))
+    assert (ring.start_secs, ring.end_secs, ring.lost_secs) == (0.3, 1.3, 0.3)
+
+
+# -- segments
+
+
+def heard(text: str, start: float, end: float, *, final: bool, finalize: bool = False) -> Heard:
+    texts = text.split()
+    each = (end - start) / max(len(texts), 1)
+    words = [
+        Word(word, start + each * n, start + each * (n + 1), 0.9) for n, word in enumerate(texts)
+    ]
+    return Heard(text, words, 0.9, start, end, final, finalize)
+
+
+def test_a_late_answer_to_an_earlier_finalize_does_not_end_the_segment() -> None:
+    segments = Segments()
+    first = segments.begin(0.0)
+    first.end_secs = 1.0
+    first.close("rest")
+    segments.settle(first)
+    second = segments.begin(1.0)
+    second.end_secs = 2.0
+    assert segments.hear(heard("late", 0.0, 1.0, final=True, finalize=True)) == []
+    assert segments.hear(heard("mine", 1.0, 2.0, final=True, finalize=True)) == [second]
+    assert second.closed
+    assert second.text == "mine"
+
+
+def test_a_result_that_spans_two_segments_is_divided_by_its_words() -> None:
+    segments = Segments()
+    first = segments.begin(0.0)
+    first.end_secs = 1.0
+    second = segments.begin(1.0)
+    segments.hear(heard("one two three four", 0.0, 2.0, final=False))
+    assert first.text == "one two"
+    assert second.text == ""
+
+
+def test_a_segment_is_over_when_the_provider_goes_on_without_answering_finalize() -> None:
+    segments = Segments()
+    first = segments.begin(0.0)
+    segments.hear(heard("hello", 0.0, 0.8, final=True))
+    first.end_secs = 1.0
+    second = segments.begin(1.0)
+    assert segments.hear(heard("again", 1.0, 1.5, final=False)) == [first, second]
+    assert first.closed
+    assert first.text == "hello"
+
+
+def test_confidence_is_none_when_the_provider_gives_none() -> None:
+    segments = Segments()
+    segment = segments.begin(0.0)
+    segments.hear(Heard("hello", [], 0.0, 0.0, 1.0, is_final=False, from_finalize=False))
+    assert segment.confidence is None
+
+
+# -- a session
+
+
+def samples(utterance: str) -> np.ndarray:
+    audio, rate = soundfile.read(SPEECH / f"{utterance}.wav", dtype="int16")
+    assert rate == RATE
+    return audio
+
+
+def frames(audio: np.ndarray, *speech: tuple[float, float]) -> Iterator[Frame]:
+    """20 ms frames; a VAD that knows where speech is, and is as late as a real one."""
+    edges: list[tuple[float, Frame]] = []
+    for start, end in speech:
+        edges.append((start + 0.2, VADUserStartedSpeakingFrame(start_secs=0.2)))
+        edges.append((end + 0.2, VADUserStoppedSpeakingFrame(stop_secs=0.2)))
+    audio = np.concatenate((audio, np.zeros(RATE // 2, np.int16)))
+    for at in range(0, len(audio), 320):
+        while edges and at / RATE >= edges[0][0]:
+            yield edges.pop(0)[1]
+        yield InputAudioRawFrame(audio[at : at + 320].tobytes(), RATE, 1)
+
+
+def turn(utterance: str) -> list[Frame]:
+    row = UTTERANCES[utterance]
+    return list(frames(samples(utterance), (row["speech_start_s"], row["speech_end_s"])))
+
+
+class Session:
+    """A pipeline with nothing but the recogniser in it."""
+
+    def __init__(self, worker: PipelineWorker, down: asyncio.Queue, up: asyncio.Queue) -> None:
+        self.worker, self.down, self.up = worker, down, up
+
+    async def say(self, *spoken: Frame) -> None:
+        """Audio goes in as fast as it can: the recogniser's time is the audio's."""
+        await self.worker.queue_frames(list(spoken))
+
+    async def final(self) -> tuple[TranscriptionFrame, list[ProgressiveTranscriptionFrame]]:
+        """The next final transcript, and what was believed before."""
+        partials: list[ProgressiveTranscriptionFrame] = []
+        async with asyncio.timeout(60):
+            while True:
+                frame = await self.down.get()
+                if isinstance(frame, ProgressiveTranscriptionFrame):
+                    partials.append(frame)
+                elif isinstance(frame, TranscriptionFrame):
+                    assert frame.finalized
+                    return frame, partials
+
+    async def hear(self, utterance: str) -> TranscriptionFrame:
+        await self.say(*turn(utterance))
+        return (await self.final())[0]
+
+    async def error(self) -> ErrorFrame:
+        async with asyncio.timeout(60):
+            while not isinstance(frame := await self.up.get(), ErrorFrame):
+                pass
+        return frame
+
+
+@asynccontextmanager
+async def session(server: DeepgramServer, **options: object) -> AsyncIterator[Session]:
+    # The patience of the tests is that of a machine which is busy with other things.
+    patient = {"final_timeout_secs": 30.0, "stall_secs": 30.0, "rest_timeout_secs": 30.0}
+    stage = DeepgramSTT(
+        DeepgramSettings(api_key=SecretStr(KEY), base_url=server.url, **(patient | options))
+    )
+    down: asyncio.Queue = asyncio.Queue()
+    up: asyncio.Queue = asyncio.Queue()
+    worker = PipelineWorker(
+        Pipeline(
+            [
+                QueuedFrameProcessor(queue=up, queue_direction=FrameDirection.UPSTREAM),
+                stage,
+                QueuedFrameProcessor(
+                    queue=down, queue_direction=FrameDirection.DOWNSTREAM, ignore_start=False
+                ),
+            ]
+        ),
+        cancel_on_idle_timeout=False,
+        enable_rtvi=False,
+        params=PipelineParams(enable_metrics=True, enable_usage_metrics=True),
+    )
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(worker)
+    running = asyncio.create_task(runner.run())
+    while not isinstance(await down.get(), StartFrame):
+        pass
+    try:
+        yield Session(worker, down, up)
+    finally:
+        await worker.cancel()
+        await running
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[DeepgramServer]:
+    async with DeepgramServer() as running:
+        yield running
+        await pool.close()
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), level="TRACE")
+    yield lines
+    logger.remove(sink)
+
+
+def words(text: str) -> list[str]:
+    return re.sub(r"[^a-z0-9' ]", " ", text.lower()).split()
+
+
+def streams(server: DeepgramServer) -> list[Served]:
+    return [served for served in server.served if served.on == "stream"]
+
+
+async def test_speech_gives_partials_with_confidence_and_one_final_transcript(
+    server: DeepgramServer,
+) -> None:
+    async with session(server) as agent:
+        spoken = turn("medium-france")
+        for at in range(0, len(spoken), 25):  # half a second; let it be answered
+            await agent.say(*spoken[at : at + 25])
+            if at < 100:
+                await asyncio.sleep(0.4)
+        final, partials = await agent.final()
+        assert words(final.text) == words(UTTERANCES["medium-france"]["text"])
+        assert final.result.path == "stream"
+        assert final.result.setup_secs > 0
+        assert 0.5 < final.result.confidence <= 1
+        assert partials
+        assert all(0 < partial.confidence <= 1 for partial in partials)
+        assert [p.audio_secs for p in partials] == sorted(p.audio_secs for p in partials)
+
+
+async def test_only_speech_is_sent_and_billed(server: DeepgramServer) -> None:
+    row = UTTERANCES["short-joke"]
+    speech_secs = row["speech_end_s"] - row["speech_start_s"]
+    silence = [InputAudioRawFrame(bytes(640), RATE, 1)] * 500
+    async with session(server) as agent:
+        await agent.say(*silence, *turn("short-joke"), *silence)
+        await agent.final()
+        sent_secs = streams(server)[0].audio_secs
+        # The pre-roll reaches 500 ms back from the VAD's start, the end is the VAD's stop.
+        assert sent_secs == pytest.approx(speech_secs + 0.5, abs=0.05)
+
+
+async def test_usage_and_the_time_to_the_final_text_are_reported(server: DeepgramServer) -> None:
+    async with session(server) as agent:
+        await agent.say(*turn("short-joke"))
+        figures: list[object] = []
+        async with asyncio.timeout(60):
+            while {type(figure) for figure in figures} < {TTFBMetricsData, STTUsageMetricsData}:
+                frame = await agent.down.get()
+                if isinstance(frame, MetricsFrame):
+                    figures += [data for data in frame.data if getattr(data, "value", 1)]
+    usage = next(data for data in figures if isinstance(data, STTUsageMetricsData))
+    assert usage.value.audio_seconds == pytest.approx(streams(server)[0].audio_secs, abs=0.001)
+
+
+@pytest.mark.parametrize("utterance", ["short-joke", "pause-moon"])
+async def test_a_drop_anywhere_neither_loses_nor_doubles_a_word(
+    server: DeepgramServer, utterance: str
+) -> None:
+    row = UTTERANCES[utterance]
+    async with session(server) as agent:
+        undisturbed = await agent.hear(utterance)
+    assert words(undisturbed.text)
+    for drop_at in np.arange(0.5, row["speech_end_s"] - row["speech_start_s"] + 0.5, 0.5):
+        await pool.close()
+        server.fail(Faults(drop_at_secs=float(drop_at)))
+        async with session(server) as agent:
+            final = await agent.hear(utterance)
+        assert words(final.text) == words(undisturbed.text), f"dropped at {drop_at} s"
+        assert final.result.path == "replayed"
+        assert final.result.connections == 2
+
+
+async def test_a_slow_handshake_loses_nothing(server: DeepgramServer) -> None:
+    server.fail(Faults(handshake_delay_secs=0.6))
+    async with session(server) as agent:
+        final = await agent.hear("medium-france")
+    assert words(final.text) == words(UTTERANCES["medium-france"]["text"])
+    assert final.result.path == "stream"
+    assert final.result.setup_secs >= 0.6
+
+
+async def test_two_segments_in_quick_succession_each_get_their_own_words(
+    server: DeepgramServer,
+) -> None:
+    (pause,) = UTTERANCES["pause-moon"]["pauses_s"]
+    row = UTTERANCES["pause-moon"]
+    server.fail(Faults(drop_at_secs=1.0))
+    async with session(server) as agent:
+        await agent.say(
+            *frames(
+                samples("pause-moon"),
+                (row["speech_start_s"], pause[0]),
+                (pause[1], row["speech_end_s"]),
+            )
+        )
+        first, _ = await agent.final()
+        second, _ = await agent.final()
+    assert "could you tell me" in first.text.lower()
+    assert "moon" not in first.text
+    assert words(second.text) == words("how far away the moon is")
+
+
+async def test_a_bad_key_stops_at_once_and_is_never_logged(log: list[str]) -> None:
+    async with DeepgramServer(key="another") as server:
+        async with session(server) as agent:
+            error = await agent.error()
+            final = await agent.hear("short-joke")
+        assert error.error == "Deepgram refused the request (401): Invalid credentials."
+        assert not error.processor.is_usable
+        assert (final.text, final.result.path) == ("", "none")
+        assert len(server.served) == 1
+    assert not any(KEY in line for line in log)
+
+
+async def test_a_bad_option_is_refused_with_its_reason(server: DeepgramServer) -> None:
+    async with session(server, extra={"encoding": "opus"}) as agent:
+        error = await agent.error()
+    assert "(400)" in error.error
+    assert "opus" in error.error
+    assert "\n" not in error.error
+
+
+async def test_too_many_requests_is_tried_again(server: DeepgramServer) -> None:
+    server.fail(Faults(status=429), times=2)
+    async with session(server, retry_min_secs=0.01) as agent:
+        final = await agent.hear("short-joke")
+    assert final.result.path == "stream"
+    assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+
+
+async def test_without_a_stream_the_segment_goes_to_the_prerecorded_api(
+    server: DeepgramServer,
+) -> None:
+    server.fail(Faults(status=503), times=1000)
+    async with session(server, retry_min_secs=0.01, final_timeout_secs=0.1) as agent:
+        final = await agent.hear("short-joke")
+        assert final.result.path == "rest"
+        assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+    rest = next(served for served in server.served if served.on == "rest")
+    assert "interim_results" not in rest.query
+    assert rest.query["model"] == ["nova-3"]
+
+
+async def test_after_a_fallback_the_stream_is_tried_again(server: DeepgramServer) -> None:
+    server.fail(Faults(status=503), times=1000)
+    async with session(server, retry_min_secs=0.01, retry_max_secs=0.05) as agent:
+        first = await agent.hear("short-joke")
+        server.heal()
+        await server.until(lambda: any(served.open for served in streams(server)))
+        second = await agent.hear("short-joke")
+    assert first.result.path == "rest"
+    assert second.result.path == "stream"
+    assert second.text == first.text
+
+
+async def test_the_local_recogniser_is_the_last_resort(server: DeepgramServer) -> None:
+    server.fail(Faults(refuse=True), times=1000)
+    server.fail(Faults(on="rest", status=500), times=1000)
+    async with session(
+        server, fallback=("rest", "local"), retry_min_secs=0.01, final_timeout_secs=0.1
+    ) as agent:
+        final = await agent.hear("short-joke")
+    assert final.result.path == "local"
+    assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(half_open=True), Faults(stall_after_secs=0.5), Faults(close_before_answer=True)],
+)
+async def test_a_connection_that_goes_dead_is_replaced(
+    server: DeepgramServer, faults: Faults
+) -> None:
+    server.fail(faults)
+    async with session(server, final_timeout_secs=0.5, fallback=(), give_up_secs=30.0) as agent:
+        final = await agent.hear("short-joke")
+    assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+    assert final.result.path == "replayed"
+
+
+async def test_a_tone_gives_one_empty_transcript_and_no_partials(server: DeepgramServer) -> None:
+    async with session(server) as agent:
+        await agent.say(*frames(TONE, (0.1, 1.8)))
+        final, partials = await agent.final()
+    assert final.text == ""
+    assert final.result.path == "stream"
+    assert partials == []
+
+
+async def test_a_session_that_stops_mid_utterance_leaves_no_task_and_no_socket(
+    server: DeepgramServer,
+) -> None:
+    before = {task for task in asyncio.all_tasks() if "aiohttp" not in repr(task)}
+    async with session(server) as agent:
+        await agent.say(*turn("short-joke")[:40])
+        await server.until(lambda: any(served.audio_secs for served in server.served))
+    await server.until(lambda: not any(served.open for served in streams(server)))
+    assert len(pool) == 0
+    left = {
+        task for task in asyncio.all_tasks() - before if "web_protocol" not in repr(task.get_coro())
+    }
+    assert left == set()
+
+
+async def test_a_warm_connection_is_passed_on_to_the_next_session(server: DeepgramServer) -> None:
+    async with session(server) as agent:
+        first = await agent.hear("short-joke")
+    assert len(pool) == 1
+    async with session(server) as agent:
+        second = await agent.hear("medium-france")
+    assert len(streams(server)) == 1
+    assert words(first.text) == words(UTTERANCES["short-joke"]["text"])
+    assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
+
+
+async def test_a_warm_connection_with_other_options_is_not_taken(server: DeepgramServer) -> None:
+    async with session(server) as agent:
+        await agent.hear("short-joke")
+    async with session(server, keyterms=("Headstart", "Kokoro")) as agent:
+        await agent.hear("short-joke")
+    assert [served.query.get("keyterm") for served in streams(server)] == [
+        None,
+        ["Headstart", "Kokoro"],
+    ]
+
+
+async def test_a_pooled_connection_that_has_died_is_not_taken(server: DeepgramServer) -> None:
+    async with session(server) as agent:
+        await agent.hear("short-joke")
+    pool._idle[0].link.abort()
+    async with session(server) as agent:
+        final = await agent.hear("short-joke")
+    assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+    assert len(streams(server)) == 2
+
+
+def test_without_a_key_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
+    monkeypatch.delenv("DEEPGRAM_BASE_URL", raising=False)
+    with pytest.raises(UsageError, match="set DEEPGRAM_API_KEY"):
+        DeepgramSTT()
+
+
+def test_every_option_of_the_api_can_be_given() -> None:
+    given = DeepgramSettings(
+        api_key=SecretStr(KEY),
+        endpointing=False,
+        extra={"redact": ("pci", "ssn"), "mip_opt_out": True, "utterance_end_ms": 1000},
+    )
+    query = given.destination(RATE).query()
+    assert query["endpointing"] == "false"
+    assert query["redact"] == ["pci", "ssn"]
+    assert query["mip_opt_out"] == "true"
+    assert query["utterance_end_ms"] == "1000"
+    assert KEY not in repr(given)
+
+
+# -- the server
+
+
+def destination(server: DeepgramServer, **query: object) -> Destination:
+    audio = {"encoding": "linear16", "sample_rate": RATE}
+    return Destination(server.url, SecretStr(KEY), options({"model": "nova-3", **audio, **query}))
+
+
+async def test_the_server_tells_what_deepgram_tells(server: DeepgramServer) -> None:
+    link = await Link.open(
+        destination(server, interim_results=True, vad_events=True, utterance_end_ms=1000), 5.0
+    )
+    audio = np.concatenate((samples("medium-france"), np.zeros(2 * RATE, np.int16)))
+    await link.send(audio.tobytes(), len(audio) / RATE)
+    await link._connection.send_close_stream()
+    said = []
+    with pytest.raises(LinkLostError):
+        async for message in link.messages():
+            said.append(message)  # noqa: PERF401 - ends with an exception
+    await link.close()
+    kinds = [message.type for message in said]
+    assert kinds[0] == "SpeechStarted"
+    assert kinds[-1] == "Metadata"
+    assert "UtteranceEnd" in kinds
+    finals = [message for message in said if message.type == "Results" and message.is_final]
+    spans = [(message.start, message.start + message.duration) for message in finals]
+    assert spans[0][0] == 0
+    assert all(one[1] == pytest.approx(two[0]) for one, two in pairwise(spans))
+    best = finals[0].channel.alternatives[0]
+    assert finals[0].speech_final
+    assert not finals[0].from_finalize
+    # Without `punctuate` there is none, as in the real service.
+    assert best.transcript == " ".join(words(UTTERANCES["medium-france"]["text"]))
+    assert [word.word for word in best.words] == best.transcript.split()
+    assert all(0 <= one.start < one.end <= spans[0][1] for one in best.words)
+
+
+async def test_the_server_closes_a_connection_that_says_nothing() -> None:
+    async with DeepgramServer(idle_timeout_secs=0.1) as server:
+        link = await Link.open(destination(server), 5.0)
+        with pytest.raises(LinkLostError, match="NET-0001"):
+            async for _ in link.messages():
+                pass
+        await link.close()
+
+
+async def test_the_server_answers_a_message_it_does_not_know(server: DeepgramServer) -> None:
+    link = await Link.open(destination(server), 5.0)
+    await link._connection._send({"type": "Sing"})
+    message = await anext(link.messages())
+    assert (message.type, message.variant) == ("Error", "SchemaError")
+    await link.close()
+
+
+async def test_the_prerecorded_api_says_what_the_stream_says(server: DeepgramServer) -> None:
+    batch = Prerecorded(destination(server, punctuate=True), 30.0)
+    part = await batch.transcribe(samples("medium-france").tobytes(), RATE)
+    assert words(part.text) == words(UTTERANCES["medium-france"]["text"])
+    assert part.text.endswith("?")
+    assert 0.5 < part.confidence <= 1

@@ -1,0 +1,420 @@
+"""Kokoro speaks: the engine, the clause splitter, and the Pipecat service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import soxr
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pipecat.frames.frames import (
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    InterruptionFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    LLMTextFrame,
+    TTSAudioRawFrame,
+    TTSSpeakFrame,
+    TTSStartedFrame,
+    TTSStoppedFrame,
+    TTSTextFrame,
+    TTSUpdateSettingsFrame,
+)
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.workers.runner import WorkerRunner
+
+from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
+from headstart.engines.kokoro.phonemes import MAX_PHONEMES, Phonemizer
+from headstart.engines.queue import Priority, Ticket
+from headstart.engines.whisper import WhisperEngine, WhisperOptions
+from headstart.errors import UsageError
+from headstart.processors.tts import KokoroSettings, KokoroTTS
+from headstart.processors.tts.clauses import ClauseSplitter
+from headstart.processors.tts.kokoro import KokoroLiveSettings
+from headstart.processors.tts.spoken import as_spoken
+
+SENTENCE = "The capital of France is Paris, and it is a very old town."
+
+F = TypeVar("F", bound=Frame)
+
+
+@pytest.fixture(scope="module")
+def kokoro() -> Iterator[KokoroEngine]:
+    engine = KokoroEngine.load(KokoroOptions(engine="onnx"))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def whisper() -> Iterator[WhisperEngine]:
+    engine = WhisperEngine.load(WhisperOptions())
+    yield engine
+    engine.close()
+
+
+async def spoken(engine: KokoroEngine, text: str, **how: Any) -> NDArray[np.float32]:
+    pieces = [piece async for piece in engine.speak(text, **how)]
+    return np.concatenate([np.zeros(0, np.float32), *pieces])
+
+
+async def heard(whisper: WhisperEngine, audio: NDArray[np.float32], rate: int = SAMPLE_RATE) -> str:
+    """What a recogniser understands, without punctuation."""
+    hypothesis = await whisper.transcribe(soxr.resample(audio, rate, 16_000).astype(np.float32))
+    return "".join(c for c in hypothesis.text.lower() if c.isalnum() or c == " ").strip()
+
+
+# Phonemes
+
+
+def phonemes(text: str, voice: str = "af_heart") -> str:
+    return " ".join(clause.phonemes for clause in Phonemizer().clauses(text, voice))
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("It costs $3.50.", "It costs 3 dollars and 50 cents."),
+        ("$3 million was paid.", "three million dollars was paid."),
+        ("1,000 or 3.14", "one thousand or three point one four"),
+        ("at 10:30, at 9:05, at 7:00", "at ten thirty, at nine oh five, at seven o'clock"),
+        ("Dr. Smith & Mrs. Jones", "Doctor Smith and missus Jones"),
+        ("bob@example.com", "bob at example dot com"),
+        ("See https://example.com/a.", "See example dot com slash a."),
+        ("-5°, 50% more", "minus five degrees, fifty percent more"),
+        ("the U.S. navy", "the U S navy"),
+        ("on 2024-05-01", "on May 1 2024"),
+        ('<speak>Hi <break time="1s"/> there</speak>', "Hi there"),
+        ("Tom &amp; Ann 😀", "Tom and Ann"),
+    ],
+)
+def test_written_things_are_said_as_a_person_would(written: str, said: str) -> None:
+    assert phonemes(written) == phonemes(said)
+
+
+def test_punctuation_stays_because_it_shapes_the_melody() -> None:
+    assert [c for c in phonemes("Well, no! Is it — (really) so; no?") if c in ",!—();?"] == list(
+        ",!—();?"
+    )
+
+
+def test_american_and_british_voices_speak_differently() -> None:
+    assert phonemes("The bath is near the car.") != phonemes(
+        "The bath is near the car.", "bm_lewis"
+    )
+
+
+@pytest.mark.parametrize("text", ["word " * 1000, "a" * 5000, "one, two, " * 500, "Yes. " * 1000])
+def test_long_text_comes_in_clauses_that_the_model_can_take(text: str) -> None:
+    clauses = list(Phonemizer().clauses(text, "af_heart"))
+    assert all(0 < len(clause.phonemes) <= MAX_PHONEMES for clause in clauses)
+    assert [word.text for clause in clauses for word in clause.words] == text.split()
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_phonemised_or_refused_in_one_line(text: str) -> None:
+    try:
+        clauses = list(PHONEMIZER.clauses(text, "af_heart"))
+    except UsageError as error:
+        assert "\n" not in str(error)
+    else:
+        for clause in clauses:
+            for word in clause.words:
+                assert 0 <= word.start <= word.end <= len(clause.phonemes)
+
+
+PHONEMIZER = Phonemizer()
+
+
+# The engine
+
+
+@pytest.mark.parametrize("voice", ["af_heart", "bm_george"])
+async def test_what_is_spoken_is_understood(
+    kokoro: KokoroEngine, whisper: WhisperEngine, voice: str
+) -> None:
+    audio = await spoken(kokoro, SENTENCE, voice=voice)
+    assert await heard(whisper, audio) == "the capital of france is paris and it is a very old town"
+
+
+async def test_speech_begins_at_once_and_ends_soon(kokoro: KokoroEngine) -> None:
+    audio = await spoken(kokoro, "Sure.")
+    loud = np.flatnonzero(np.abs(audio) > 0.05 * np.abs(audio).max())
+    assert loud[0] < 0.12 * SAMPLE_RATE
+    assert len(audio) - loud[-1] < 0.4 * SAMPLE_RATE
+    assert abs(audio[0]) < 1e-3
+    assert abs(audio[-1]) < 1e-3
+
+
+async def test_words_are_timed_in_order_within_the_audio(kokoro: KokoroEngine) -> None:
+    pieces = [piece async for piece in kokoro.speak_words(SENTENCE)]
+    times = [word.start_secs for piece in pieces for word in piece.words]
+    assert [word.text for piece in pieces for word in piece.words] == SENTENCE.split()
+    assert times == sorted(times)
+    assert 0 <= times[0] < 0.2
+    assert times[-1] < sum(len(piece.samples) for piece in pieces) / SAMPLE_RATE
+
+
+async def test_a_faster_voice_takes_less_time(kokoro: KokoroEngine) -> None:
+    assert len(await spoken(kokoro, "Yes, of course.", speed=1.5)) < 0.85 * len(
+        await spoken(kokoro, "Yes, of course.")
+    )
+
+
+@pytest.mark.parametrize("text", ["", " \n", "...", "?!", "😀", "<break/>", "—", "*"])
+async def test_nothing_to_say_is_silence_and_no_error(kokoro: KokoroEngine, text: str) -> None:
+    assert len(await spoken(kokoro, text)) == 0
+
+
+async def test_a_wrong_voice_gets_the_nearest_right_ones(kokoro: KokoroEngine) -> None:
+    with pytest.raises(UsageError, match="'af_hart'; did you mean af_heart"):
+        await spoken(kokoro, "Hello.", voice="af_hart")
+    with pytest.raises(UsageError, match="speed is 9"):
+        await spoken(kokoro, "Hello.", speed=9)
+
+
+async def test_a_foreign_script_is_refused_with_the_reason(kokoro: KokoroEngine) -> None:
+    with pytest.raises(UsageError, match="af_heart speaks American English and cannot read"):
+        await spoken(kokoro, "Привет, мир")
+
+
+async def test_leaving_early_frees_the_engine_for_the_next(kokoro: KokoroEngine) -> None:
+    cancelled = kokoro.statistics().cancelled
+    pieces = kokoro.speak("This goes on. " * 350)
+    async for _ in pieces:
+        break
+    await pieces.aclose()
+    assert len(await spoken(kokoro, "Next.")) > 0
+    assert kokoro.statistics().cancelled > cancelled or kokoro.statistics().depth == 0
+
+
+async def test_committed_text_overtakes_speculative_text(kokoro: KokoroEngine) -> None:
+    order: list[str] = []
+
+    async def speak(name: str, text: str, priority: Priority) -> None:
+        await spoken(kokoro, text, ticket=Ticket(priority))
+        order.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(speak("running", "Now.", Priority.SPECULATIVE))
+        for number in range(3):
+            group.create_task(speak(f"guess {number}", "Perhaps.", Priority.SPECULATIVE))
+        await asyncio.sleep(0)  # they queue up in order
+        group.create_task(speak("committed", "Surely.", Priority.COMMITTED))
+    assert order.index("committed") <= 1
+    assert order[2:] == ["guess 0", "guess 1", "guess 2"][-len(order[2:]) :]
+
+
+# Clauses
+
+
+@pytest.mark.parametrize(
+    ("reply", "clauses"),
+    [
+        ("Sure. I will do that now.", ["Sure.", "I will do that now."]),
+        ("Well, I think so.", ["Well, I think so."]),
+        ("I can help you with that, and I will.", ["I can help you with that,", "and I will."]),
+        ("Dr. Smith came at 10:30 for $3.14.", ["Dr. Smith came at 10:30 for $3.14."]),
+        ("It is 1,000 km. Go!", ["It is 1,000 km.", "Go!"]),
+        ("No. I cannot.", ["No.", "I cannot."]),
+        ("The U.S. won. J. R. Smith wept.", ["The U.S. won.", "J. R. Smith wept."]),
+        ("Mail a.b@c.com or see https://d.e/f, then wait.",
+         ["Mail a.b@c.com or see https://d.e/f,", "then wait."]),
+        ("Hmm... let me see. Wait… What?", ["Hmm... let me see.", "Wait…", "What?"]),
+        ('He said "yes." Then he left.', ['He said "yes."', "Then he left."]),
+        ("Do this:\n1. Open it.\n2. Close it\n- item", ["Do this:", "1. Open it.", "2. Close it\n",
+                                                    "- item"]),
+        ("See:\n```py\nprint('no, never.')\n```\nDone.", ["See:\n", "Done."]),
+        ("One two three four five because six seven.",
+         ["One two three four five", "because six seven."]),
+        ("你好。我很好。", ["你好。", "我很好。"]),
+        ("", []),
+        (" \n ", []),
+    ],
+)  # fmt: skip
+def test_replies_are_cut_where_a_speaker_would_pause(reply: str, clauses: list[str]) -> None:
+    splitter = ClauseSplitter()
+    assert [c for piece in reply for c in splitter.push(piece)] + splitter.flush() == clauses
+
+
+def test_text_without_punctuation_is_cut_between_words_that_may_part() -> None:
+    splitter = ClauseSplitter()
+    first = splitter.push("this reply has no comma at all in it yet the people keep on talking ")[0]
+    assert 6 <= len(first.split()) <= 12
+    assert first.split()[-1] not in {"the", "in", "at", "no"}
+
+
+words = st.sampled_from(
+    "yes no, and but well. Dr. 3.14 10:30 1,000 U.S. why? (so) — - \n * ** `x` e.g. I because "
+    "x@y.z ... … : ; ! 你好。 # 1. **bold** _it_ cafe".split(" ")
+)
+
+
+@given(st.lists(words | st.text("ab .,\n", max_size=6), max_size=40), st.integers(1, 9))
+def test_clauses_lose_no_word_and_do_not_depend_on_how_the_text_came(
+    parts: list[str], size: int
+) -> None:
+    text = " ".join(parts)
+    whole, dripped = ClauseSplitter(), ClauseSplitter()
+    at_once = whole.push(text) + whole.flush()
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    assert "".join(" ".join(at_once).split()) == "".join(text.split())
+    assert [c for piece in pieces for c in dripped.push(piece)] + dripped.flush() == at_once
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("**Bold** and _it_ and `code`.", "Bold and it and code."),
+        ("**half a", "half a"),
+        ("pair** of marks", "pair of marks"),
+        ("- an item\n", "an item."),
+        ("## A title\n", "A title."),
+        ("2. Pour it.", "2, Pour it."),
+        ("[a link](https://x.y/z) here", "a link here"),
+        ("Done! 😀", "Done!"),
+        ("2*3 is 6", "2*3 is 6"),
+        ("---", ""),
+        ("😀", ""),
+    ],
+)
+async def test_markdown_and_emoji_are_not_read_out(written: str, said: str) -> None:
+    assert await as_spoken(written, "sentence") == said
+
+
+# The service
+
+
+class Recorder(FrameProcessor):
+    """The end of a pipeline: keeps what comes and tells when it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[Frame] = []
+        self._came = asyncio.Event()
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        self.frames.append(frame)
+        self._came.set()
+        await self.push_frame(frame, direction)
+
+    def all(self, kind: type[F]) -> list[F]:
+        return [frame for frame in self.frames if isinstance(frame, kind)]
+
+    async def wait_for(self, kind: type[Frame], count: int = 1) -> None:
+        async with asyncio.timeout(60):
+            while len(self.all(kind)) < count:
+                self._came.clear()
+                await self._came.wait()
+
+
+@asynccontextmanager
+async def running(stage: KokoroTTS, rate: int = SAMPLE_RATE) -> AsyncIterator[tuple[Any, Recorder]]:
+    """The stage in a pipeline of nothing else; ends it without losing what it still says."""
+    before, after = Recorder(), Recorder()
+    worker = PipelineWorker(
+        Pipeline([before, stage, after]), params=PipelineParams(audio_out_sample_rate=rate)
+    )
+    started = asyncio.Event()
+
+    async def on_started(worker: PipelineWorker, frame: Frame) -> None:
+        started.set()
+
+    async def on_error(worker: PipelineWorker, frame: Frame) -> None:
+        after.frames.append(frame)
+
+    worker.add_event_handler("on_pipeline_started", on_started)
+    worker.add_event_handler("on_pipeline_error", on_error)
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(worker)
+    task = asyncio.create_task(runner.run())
+    await started.wait()
+    yield worker, after
+    await worker.queue_frame(EndFrame())
+    await task
+
+
+def reply(text: str) -> list[Frame]:
+    tokens = [LLMTextFrame(text[i : i + 4]) for i in range(0, len(text), 4)]
+    return [LLMFullResponseStartFrame(), *tokens, LLMFullResponseEndFrame()]
+
+
+@pytest.mark.parametrize("rate", [24_000, 16_000])
+async def test_a_reply_is_spoken_clause_by_clause_with_its_words(
+    whisper: WhisperEngine, rate: int
+) -> None:
+    async with running(KokoroTTS(KokoroSettings(engine="onnx")), rate) as (worker, out):
+        await worker.queue_frames(reply(f"**Sure.** {SENTENCE}"))
+        await out.wait_for(LLMFullResponseEndFrame)
+        assert len(out.all(TTSStartedFrame)) == len(out.all(TTSStoppedFrame)) == 1
+        assert [f.text for f in out.all(TTSTextFrame)] == f"Sure. {SENTENCE}".split()
+        times = [f.pts or 0 for f in out.all(TTSTextFrame)]
+        assert times == sorted(times)
+        kinds = [type(f) for f in out.frames]
+        assert kinds.index(TTSStartedFrame) < kinds.index(TTSAudioRawFrame)
+        assert kinds.index(TTSAudioRawFrame) < kinds.index(TTSStoppedFrame)
+        assert {f.sample_rate for f in out.all(TTSAudioRawFrame)} == {rate}
+        pcm = np.frombuffer(b"".join(f.audio for f in out.all(TTSAudioRawFrame)), np.int16)
+        assert (await heard(whisper, pcm.astype(np.float32) / 32768, rate)).endswith("old town")
+        assert not out.all(ErrorFrame)
+
+
+async def test_an_interruption_ends_the_speech_and_the_next_reply_is_spoken() -> None:
+    stage = KokoroTTS(KokoroSettings(engine="onnx"))
+    async with running(stage) as (worker, out):
+        await worker.queue_frames(reply("Sure. " + "This goes on and on. " * 40))
+        await out.wait_for(TTSAudioRawFrame)
+        await worker.queue_frame(InterruptionFrame())
+        await out.wait_for(InterruptionFrame)
+        before = len(out.all(TTSAudioRawFrame))
+        await worker.queue_frame(TTSSpeakFrame("Bye."))
+        await out.wait_for(TTSStoppedFrame)
+        assert len(out.all(TTSAudioRawFrame)) == before + 1
+        assert out.all(TTSTextFrame)[-1].text == "Bye."
+        assert not out.all(ErrorFrame)
+
+
+async def test_a_clause_slower_than_the_timeout_is_no_silent_context() -> None:
+    stage = KokoroTTS(KokoroSettings(engine="onnx"), stop_frame_timeout_s=0.05)
+    async with running(stage) as (worker, out):
+        await worker.queue_frame(TTSSpeakFrame(SENTENCE))
+        await out.wait_for(TTSStoppedFrame)
+        assert not out.all(ErrorFrame)
+        assert len(out.all(TTSStartedFrame)) == len(out.all(TTSStoppedFrame)) == 1
+        assert out.all(TTSAudioRawFrame)
+
+
+async def test_text_with_nothing_to_say_opens_no_context() -> None:
+    async with running(KokoroTTS(KokoroSettings(engine="onnx"))) as (worker, out):
+        await worker.queue_frames(reply("... 😀 —"))
+        await out.wait_for(LLMFullResponseEndFrame)
+        assert not out.all(TTSStartedFrame)
+        assert not out.all(ErrorFrame)
+
+
+async def test_the_end_of_the_pipeline_waits_for_what_is_still_to_be_said() -> None:
+    async with running(KokoroTTS(KokoroSettings(engine="onnx"))) as (worker, out):
+        await worker.queue_frame(TTSSpeakFrame("Good bye."))
+    assert [f.text for f in out.all(TTSTextFrame)] == ["Good", "bye."]
+    assert len(out.all(TTSStoppedFrame)) == 1
+
+
+async def test_the_voice_can_change_while_the_pipeline_runs_but_not_to_a_wrong_one() -> None:
+    stage = KokoroTTS(KokoroSettings(engine="onnx"))
+    async with running(stage) as (worker, out):
+        await worker.queue_frame(TTSUpdateSettingsFrame(delta=KokoroLiveSettings(voice="am_adam")))
+        await worker.queue_frame(TTSUpdateSettingsFrame(delta=KokoroLiveSettings(voice="am_adm")))
+        await worker.queue_frame(TTSSpeakFrame("Yes."))
+        await out.wait_for(TTSStoppedFrame)
+        assert stage.settings.voice == "am_adam"  # type: ignore[attr-defined]
+        assert "did you mean am_adam" in out.all(ErrorFrame)[0].error
