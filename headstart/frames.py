@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipecat.frames.frames import ControlFrame, Frame, InterimTranscriptionFrame
+from pipecat.frames.frames import ControlFrame, Frame, InterimTranscriptionFrame, SystemFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
 
 PLAYED_AT_NS = "played_at_ns"
@@ -54,3 +54,59 @@ class WarmUpFrame(ControlFrame):
     """
 
     context: LLMContext
+
+
+@dataclass
+class SpeculationFiredFrame(SystemFrame):
+    """An answer has been begun before the turn has ended.
+
+    Parameters:
+        attempt: Its number within the turn, from 1.
+        text: The words of the whole turn that it answers.
+        confidence: 0..1, of those words; None where the recogniser has none.
+        reason: Why now.
+    """
+
+    attempt: int
+    text: str
+    confidence: float | None
+    reason: str
+
+
+@dataclass
+class SpeculationEndedFrame(SystemFrame):
+    """What has become of it. Follows every `SpeculationFiredFrame` exactly once.
+
+    Parameters:
+        attempt: Its number within the turn.
+        committed: Whether it has become the answer of the turn.
+        reason: Why, or why not.
+    """
+
+    attempt: int
+    committed: bool
+    reason: str
+
+
+@dataclass
+class SpeculationCostFrame(SystemFrame):
+    """What the oldest attempt that has not yet been charged with it has cost.
+
+    Parameters:
+        input_tokens: Of the language model's request.
+        output_tokens: Generated, as far as they are known of one that was cut off.
+    """
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass
+class SpeculationDroppedFrame(SystemFrame):
+    """Speech that was made for nothing has been thrown away.
+
+    Parameters:
+        audio_secs: Its length, in seconds.
+    """
+
+    audio_secs: float

@@ -46,7 +46,7 @@ from headstart.processors.stt.deepgram_link import (
     options,
     pool,
 )
-from headstart.processors.stt.deepgram_segments import Heard, Segments, Word
+from headstart.processors.stt.deepgram_segments import Heard, Segments, TimedWord
 from headstart.processors.stt.replay import ReplayRing
 from headstart.testing.deepgram import DeepgramServer, Faults, Served
 
@@ -150,9 +150,10 @@ def test_a_full_ring_gives_up_the_oldest_audio_and_says_so() -> None:
 def heard(text: str, start: float, end: float, *, final: bool, finalize: bool = False) -> Heard:
     texts = text.split()
     each = (end - start) / max(len(texts), 1)
-    words = [
-        Word(word, start + each * n, start + each * (n + 1), 0.9) for n, word in enumerate(texts)
-    ]
+    words = tuple(
+        TimedWord(word, 0.9, start + each * n, start + each * (n + 1))
+        for n, word in enumerate(texts)
+    )
     return Heard(text, words, 0.9, start, end, final, finalize)
 
 
@@ -167,7 +168,7 @@ def test_a_late_answer_to_an_earlier_finalize_does_not_end_the_segment() -> None
     assert segments.hear(heard("late", 0.0, 1.0, final=True, finalize=True)) == []
     assert segments.hear(heard("mine", 1.0, 2.0, final=True, finalize=True)) == [second]
     assert second.closed
-    assert second.text == "mine"
+    assert second.hypothesis.text == "mine"
 
 
 def test_a_result_that_spans_two_segments_is_divided_by_its_words() -> None:
@@ -176,8 +177,8 @@ def test_a_result_that_spans_two_segments_is_divided_by_its_words() -> None:
     first.end_secs = 1.0
     second = segments.begin(1.0)
     segments.hear(heard("one two three four", 0.0, 2.0, final=False))
-    assert first.text == "one two"
-    assert second.text == ""
+    assert first.hypothesis.text == "one two"
+    assert second.hypothesis.text == ""
 
 
 def test_a_segment_is_over_when_the_provider_goes_on_without_answering_finalize() -> None:
@@ -188,14 +189,26 @@ def test_a_segment_is_over_when_the_provider_goes_on_without_answering_finalize(
     second = segments.begin(1.0)
     assert segments.hear(heard("again", 1.0, 1.5, final=False)) == [first, second]
     assert first.closed
-    assert first.text == "hello"
+    assert first.hypothesis.text == "hello"
+
+
+def test_words_are_stable_once_two_results_agree_on_them() -> None:
+    segments = Segments()
+    segment = segments.begin(0.0)
+    segments.hear(heard("What is it?", 0.0, 0.5, final=False))
+    assert segment.stable_text == ""
+    segments.hear(heard("What is the cap", 0.0, 1.0, final=False))
+    assert segment.stable_text == "What is"
+    segments.hear(heard("What is the capital?", 0.0, 1.5, final=True))
+    assert segment.stable_text == "What is the capital?"
 
 
 def test_confidence_is_none_when_the_provider_gives_none() -> None:
     segments = Segments()
     segment = segments.begin(0.0)
-    segments.hear(Heard("hello", [], 0.0, 0.0, 1.0, is_final=False, from_finalize=False))
-    assert segment.confidence is None
+    segments.hear(Heard("hello", (), 0.0, 0.0, 1.0, is_final=False, from_finalize=False))
+    assert segment.hypothesis.text == "hello"
+    assert segment.hypothesis.confidence is None
 
 
 # -- a session

@@ -245,7 +245,7 @@ async def test_whisper_is_surer_of_a_whole_question_than_of_a_cut_one() -> None:
     whole = await engine.transcribe(audio)
     cut = await engine.transcribe(audio[: int(1.3 * RATE)])
     assert whole.confidence is not None and cut.confidence is not None
-    assert cut.confidence < 0.8 < whole.confidence <= 1
+    assert 0 < cut.confidence < whole.confidence <= 1
     assert " ".join(word.text for word in whole.words) == whole.text
     assert all(0 <= word.probability <= 1 for word in whole.words)
 
@@ -569,8 +569,7 @@ async def test_each_turn_is_answered_once_and_no_word_is_lost() -> None:
         heard = await hear(stages, audio, real_time=name == "pause-moon")
         turns = heard.of(UserStoppedSpeakingFrame)
         assert len(turns) == len(heard.of(LLMContextFrame)) == len(context.messages)
-        text = " ".join(str(dict(message)["content"]) for message in context.get_messages())
-        assert word_errors(said, text) == 0
+        assert word_errors(said, " ".join(heard.written)) == 0
 
 
 async def test_a_sound_without_words_ends_the_turn_unanswered() -> None:

@@ -308,9 +308,13 @@ def ended(at_s: float, verdict: Verdict) -> Event:
         at_s,
         text="why",
         verdict=verdict,
-        input_tokens=20,
-        output_tokens=5,
-        audio_s=0.5,
+    )
+
+
+def cost(at_s: float) -> tuple[Event, ...]:
+    return (
+        Event(Kind.ATTEMPT_COST, at_s, input_tokens=20, output_tokens=5),
+        Event(Kind.ATTEMPT_DROPPED, at_s, audio_s=0.5),
     )
 
 
@@ -319,9 +323,11 @@ def test_only_the_committed_attempt_gives_the_times_of_the_answer() -> None:
         *QUESTION[:5],
         *fired(1.8, "What"),
         ended(2.2, "aborted"),
+        *cost(2.21),
         *fired(2.5, "What is"),
         *QUESTION[5:8],
         ended(3.3, "committed"),
+        cost(3.31)[0],
         Event(Kind.BOT_STARTED, 3.35),
         Event(Kind.AUDIO_OUT, 3.4),
     )

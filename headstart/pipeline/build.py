@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.processors.aggregators.llm_context import LLMContext
@@ -11,9 +13,16 @@ from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.llm_service import LLMService
 from pipecat.transports.base_transport import BaseTransport
 
+from headstart.errors import ConfigError
 from headstart.pipeline.registry import create
 from headstart.pipeline.registry import required_assets as stage_assets
 from headstart.pipeline.spec import PipelineSpec
+from headstart.processors.release import ReleaseGate
+from headstart.processors.speculation import WorksAhead
+from headstart.processors.trigger import EarlyTrigger
+from headstart.processors.turn import AssistantTurn, TurnSettings, UserTurn
+
+P = TypeVar("P", bound=FrameProcessor)
 
 
 @dataclass(frozen=True)
@@ -34,22 +43,47 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     what was heard arrives.
 
     Raises:
-        UsageError: A stage cannot be made from its settings.
+        ConfigError: A stage cannot be made from its settings, or misses another one.
     """
     context = LLMContext()
     stages = [create(stage, {LLMContext: context}) for stage in spec.stages]
     after_output: list[FrameProcessor] = []
-    llm = next((at for at, stage in enumerate(stages) if isinstance(stage, LLMService)), None)
-    if llm is not None:
-        from headstart.processors.turn import AssistantTurn, UserTurn
-
-        for stage in stages:
-            if isinstance(stage, LLMService):
-                stage.append_system_instruction(spec.prompt)
-        if not any(isinstance(stage, LLMUserAggregator) for stage in stages):
-            stages.insert(llm, UserTurn(context))
+    if any(isinstance(stage, LLMService) for stage in stages):
+        _join_conversation(stages, spec.prompt, context)
         after_output.append(AssistantTurn(context))
+    trigger = _first(stages, EarlyTrigger)
+    if trigger is not None:
+        stages.remove(trigger)
+        turn = _first(stages, UserTurn)
+        if turn is None:
+            place = next(stage.position for stage in spec.stages if stage.kind == "trigger")
+            raise ConfigError(
+                [
+                    place.problem(
+                        "trigger needs an llm stage, and a turn stage that is `turn: smart`"
+                    )
+                ]
+            )
+        if trigger.settings.enabled:
+            turn.speculate(trigger.settings)
+            for stage in stages:
+                if isinstance(stage, WorksAhead):
+                    stage.work_ahead()
+            stages.append(ReleaseGate())
     return Built(Pipeline([transport.input(), *stages, transport.output(), *after_output]), context)
+
+
+def _join_conversation(stages: list[FrameProcessor], prompt: str, context: LLMContext) -> None:
+    for stage in stages:
+        if isinstance(stage, LLMService):
+            stage.append_system_instruction(prompt)
+    if _first(stages, LLMUserAggregator) is None:
+        llm = next(at for at, stage in enumerate(stages) if isinstance(stage, LLMService))
+        stages.insert(llm, UserTurn(context))
+
+
+def _first(stages: Sequence[FrameProcessor], kind: type[P]) -> P | None:
+    return next((stage for stage in stages if isinstance(stage, kind)), None)
 
 
 def required_assets(spec: PipelineSpec) -> tuple[str, ...]:
@@ -61,7 +95,5 @@ def required_assets(spec: PipelineSpec) -> tuple[str, ...]:
     names = [name for stage in spec.stages for name in stage_assets(stage)]
     kinds = [stage.kind for stage in spec.stages]
     if "llm" in kinds and "turn" not in kinds:
-        from headstart.processors.turn import TurnSettings, UserTurn
-
         names += UserTurn.required_assets(TurnSettings())
     return tuple(dict.fromkeys(names))

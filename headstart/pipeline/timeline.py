@@ -37,7 +37,13 @@ from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.transports.base_output import BaseOutputTransport
 
-from headstart.frames import PLAYED_AT_NS
+from headstart.frames import (
+    PLAYED_AT_NS,
+    SpeculationCostFrame,
+    SpeculationDroppedFrame,
+    SpeculationEndedFrame,
+    SpeculationFiredFrame,
+)
 from headstart.pipeline.turn_reducer import TurnReducer
 from headstart.pipeline.turns import Event, Kind, TurnRecord
 
@@ -221,6 +227,20 @@ _READERS: dict[type[Frame], _Reader] = {
     UserStartedSpeakingFrame: _event(Kind.USER_STARTED),
     UserStoppedSpeakingFrame: _event(Kind.USER_STOPPED),
     LLMContextUserTurnFrame: _event(Kind.USER_TEXT, text=_text),
+    SpeculationFiredFrame: _event(
+        Kind.ATTEMPT_FIRED, text=_text, confidence=lambda f: f.confidence
+    ),
+    SpeculationEndedFrame: _event(
+        Kind.ATTEMPT_ENDED,
+        text=lambda f: f.reason,
+        verdict=lambda f: "committed" if f.committed else "aborted",
+    ),
+    SpeculationCostFrame: _event(
+        Kind.ATTEMPT_COST,
+        input_tokens=lambda f: f.input_tokens,
+        output_tokens=lambda f: f.output_tokens,
+    ),
+    SpeculationDroppedFrame: _event(Kind.ATTEMPT_DROPPED, audio_s=lambda f: f.audio_secs),
     LLMFullResponseStartFrame: _event(Kind.RESPONSE_STARTED),
     LLMTextFrame: _event(Kind.TOKEN),
     FunctionCallsStartedFrame: _event(Kind.TOOLS_STARTED),

@@ -59,6 +59,13 @@ class _Answer:
 class _Attempt:
     fired: Event
     ended: Event | None = None
+    cost: Event | None = None
+    dropped_audio_s: float = 0.0
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it did not become the answer."""
+        return self.ended is None or self.ended.verdict != "committed"
 
 
 @dataclass
@@ -207,6 +214,8 @@ class TurnReducer:
             return
         if event.kind is Kind.ERROR:
             self._turn.errors.append(event.text)
+        elif event.kind in (Kind.ATTEMPT_COST, Kind.ATTEMPT_DROPPED):
+            self._charge(self._turn, event)
         elif self._turn.turn_end_s is None:
             self._speculative_event(self._turn, event)
         else:
@@ -285,6 +294,18 @@ class TurnReducer:
             turn.attempts[-1].ended = ended
             if ended.verdict != "committed" and turn.answer.first_audio_out_s is None:
                 turn.answer = _Answer()
+
+    @staticmethod
+    def _charge(turn: _Turn, event: Event) -> None:
+        """Note what an attempt has cost. Requests report in the order in which they were made."""
+        if event.kind is Kind.ATTEMPT_COST:
+            for attempt in turn.attempts:
+                if attempt.cost is None:
+                    attempt.cost = event
+                    return
+        elif turn.attempts:
+            last = next((a for a in reversed(turn.attempts) if a.in_vain), turn.attempts[-1])
+            last.dropped_audio_s += event.audio_s
 
     @property
     def _answer_can_be_cut(self) -> bool:
@@ -367,7 +388,8 @@ def _speculation(turn: _Turn) -> SpeculationRecord:
         attempts=[_attempt(attempt, turn.turn_end_s) for attempt in turn.attempts],
         committed=any(a.ended and a.ended.verdict == "committed" for a in turn.attempts),
     )
-    wasted = [a.ended for a in turn.attempts if a.ended and a.ended.verdict != "committed"]
+    in_vain = [attempt for attempt in turn.attempts if attempt.in_vain]
+    costs = [attempt.cost for attempt in in_vain if attempt.cost]
     saved_s = None
     if record.committed and turn.turn_end_s is not None:
         # The same work begun at turn end would have taken as long again.
@@ -377,9 +399,9 @@ def _speculation(turn: _Turn) -> SpeculationRecord:
     return record.model_copy(
         update={
             "saved_ms": None if saved_s is None else round(saved_s * 1000, 1),
-            "wasted_input_tokens": sum(ended.input_tokens for ended in wasted),
-            "wasted_output_tokens": sum(ended.output_tokens for ended in wasted),
-            "wasted_audio_s": round(sum(ended.audio_s for ended in wasted), 3),
+            "wasted_input_tokens": sum(cost.input_tokens for cost in costs),
+            "wasted_output_tokens": sum(cost.output_tokens for cost in costs),
+            "wasted_audio_s": round(sum(attempt.dropped_audio_s for attempt in in_vain), 3),
         }
     )
 

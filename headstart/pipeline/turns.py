@@ -96,6 +96,10 @@ class Kind(StrEnum):
     """The user's words as they were written to the context."""
     ATTEMPT_FIRED = "attempt_fired"
     ATTEMPT_ENDED = "attempt_ended"
+    ATTEMPT_COST = "attempt_cost"
+    """What the oldest attempt that has not been charged yet has cost in tokens."""
+    ATTEMPT_DROPPED = "attempt_dropped"
+    """Speech of an attempt was thrown away."""
     RESPONSE_STARTED = "response_started"
     TOKEN = "token"
     TOOLS_STARTED = "tools_started"
@@ -133,7 +137,10 @@ class Event:
     confidence: float | None = None
     """ATTEMPT_FIRED: of the words that it answers, 0..1."""
     verdict: Verdict = "aborted"
-    """ATTEMPT_ENDED, as are the fields below; the reason goes into `text`."""
+    """ATTEMPT_ENDED; the reason goes into `text`."""
     input_tokens: int = 0
+    """ATTEMPT_COST."""
     output_tokens: int = 0
+    """ATTEMPT_COST."""
     audio_s: float = 0.0
+    """ATTEMPT_DROPPED."""

@@ -15,7 +15,14 @@ from anthropic import (
     DefaultAsyncHttpxClient,
 )
 from loguru import logger
-from pipecat.frames.frames import CancelFrame, Frame, LLMContextFrame, SystemFrame
+from pipecat.frames.frames import (
+    CancelFrame,
+    Frame,
+    LLMContextFrame,
+    LLMFullResponseStartFrame,
+    SystemFrame,
+)
+from pipecat.metrics.metrics import LLMTokenUsage
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import (
     FrameCallback,
@@ -30,8 +37,9 @@ from pydantic import Field, SecretStr, field_validator
 from headstart.engines import hub
 from headstart.engines.llama import SCHEME, LlamaEngine, LlamaOptions
 from headstart.errors import HeadstartError, UsageError
-from headstart.frames import WarmUpFrame
+from headstart.frames import SpeculationCostFrame, WarmUpFrame, mark_speculative
 from headstart.processors.settings import StageSettings
+from headstart.processors.speculation import SpeculationTracker
 
 _KEEPALIVE_SECS = 90.0
 """Turns are further apart than the 5 s for which the SDK keeps an idle connection."""
@@ -123,6 +131,8 @@ class AnthropicLLM(AnthropicLLMService):
         """Whether more of the answer may come; afterwards it has only to be wound up."""
         self._said = False
         """Whether a word of the answer is out."""
+        self._speculative = False
+        """Whether the answer is to a turn that had not ended when it was asked for."""
         super().__init__(
             api_key="",  # the client has it
             client=_client(self._stage),
@@ -135,6 +145,10 @@ class AnthropicLLM(AnthropicLLMService):
         """The weights of a llama:// model that is named, not given as a file."""
         asset = settings.llama.asset if settings.llama else None
         return (asset,) if asset else ()
+
+    def work_ahead(self) -> None:
+        """Let speculative answers out: a release gate further down holds them."""
+        self._speculation_gate = SpeculationTracker(name=f"{self}::SpeculationTracker")
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Load the model, if it is one on this machine.
@@ -184,11 +198,30 @@ class AnthropicLLM(AnthropicLLMService):
         if isinstance(frame, LLMContextFrame):
             self._supersede_answer()
             await self._answer_is_over()
+            self._speculative = frame.speculation
         elif direction == FrameDirection.DOWNSTREAM and not isinstance(frame, SystemFrame):
             await self._answer_is_over()
         if isinstance(frame, WarmUpFrame):
             await self._warm_up(frame.context)
         await super().process_frame(frame, direction)
+
+    async def push_frame(
+        self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
+    ) -> None:
+        """Push a frame; an answer's first frame says whether it is speculative."""
+        if self._speculative and isinstance(frame, LLMFullResponseStartFrame):
+            mark_speculative(frame)
+        await super().push_frame(frame, direction)
+
+    async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None:
+        """Report the tokens of an answer; those of a speculative one are counted apart too."""
+        await super().start_llm_usage_metrics(tokens)
+        if self._speculative:
+            await self.broadcast_frame(
+                SpeculationCostFrame,
+                input_tokens=tokens.total_tokens - tokens.completion_tokens,
+                output_tokens=tokens.completion_tokens,
+            )
 
     async def push_error(
         self,

@@ -23,7 +23,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMUserAggregatorParams,
 )
 from pipecat.processors.frame_processor import FrameProcessorSetup
-from pipecat.turns.types import ProcessFrameResult
+from pipecat.turns.types import ProcessFrameResult, UserTurnSpeculation
 from pipecat.turns.user_start import VADUserTurnStartStrategy
 from pipecat.turns.user_stop import BaseUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
@@ -31,8 +31,15 @@ from pydantic import Field
 
 from headstart.engines import hub
 from headstart.engines.smart_turn import LONGEST_SECS, SmartTurnEngine, SmartTurnOptions
+from headstart.frames import (
+    ProgressiveTranscriptionFrame,
+    SpeculationCostFrame,
+    SpeculationEndedFrame,
+    SpeculationFiredFrame,
+)
 from headstart.processors.audio import MODEL_RATE, AudioRing, Resampler, as_float
 from headstart.processors.settings import StageSettings
+from headstart.processors.trigger.policy import Action, Decision, TriggerPolicy, TriggerSettings
 from headstart.processors.turn_end import Ending, TurnEnd
 
 _BEFORE_SPEECH_SECS = 0.5
@@ -83,6 +90,14 @@ class UserTurn(LLMUserAggregator):
             **kwargs,
         )
 
+    def speculate(self, settings: TriggerSettings) -> None:
+        """Begin answers before the turn has ended, as `settings` say.
+
+        What such an answer brings must be held by a release gate behind the last stage that
+        makes any of it.
+        """
+        self.stop_strategy.trigger = TriggerPolicy(settings)
+
     @classmethod
     def required_assets(cls, settings: TurnSettings) -> tuple[str, ...]:
         """The weights that the stage needs."""
@@ -94,7 +109,11 @@ class AssistantTurn(LLMAssistantAggregator):
 
 
 class TurnEndStrategy(BaseUserTurnStopStrategy):
-    """Feeds `TurnEnd` from frames, and Smart Turn from the audio of the turn so far."""
+    """Feeds `TurnEnd` from frames, and Smart Turn from the audio of the turn so far.
+
+    With a trigger it also begins answers early. Whether such an answer stands is decided in the
+    very step that ends the turn: one place, one moment, so that no verdict can race another.
+    """
 
     _engine: SmartTurnEngine
     _resample: Resampler
@@ -111,6 +130,9 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         self._audio = AudioRing(LONGEST_SECS)
         self._from: int | None = None
         self._judging: asyncio.Task[None] | None = None
+        self._words: list[str] = []
+        """The final texts of the turn so far."""
+        self.trigger: TriggerPolicy | None = None
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Fetch the shared model.
@@ -132,12 +154,18 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
     async def handle_user_turn_started(self) -> None:
         """A turn has begun."""
         self._end.turn_started()
+        if self.trigger is not None:
+            self.trigger.turn_started()
 
     async def handle_user_turn_stopped(self) -> None:
         """The turn has ended, by our decision or another's."""
         self._end.turn_stopped()
         self._from = None
+        self._words = []
         await self._stop_judging()
+        if self.trigger is not None and self.trigger.pending is not None:
+            # Ended over our head (the watchdog, an interruption): nothing confirms the answer.
+            await self._follow(self.trigger.cancel())
 
     async def process_frame(self, frame: Frame) -> ProcessFrameResult:
         """Take in what was heard and understood; end the turn when it is over."""
@@ -147,6 +175,8 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
             await self._act(self._end.silent(len(samples) / MODEL_RATE))
         elif isinstance(frame, VADUserStartedSpeakingFrame):
             self._end.vad_started()
+            if self.trigger is not None:
+                self.trigger.speech_resumed()
             await self._stop_judging()
             if self._from is None:
                 before = _BEFORE_SPEECH_SECS + frame.start_secs
@@ -158,13 +188,57 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
                 self._judging = self.create_task(self._judge(self._end.stops), "smart-turn")
             await self._act(ending)
         elif isinstance(frame, TranscriptionFrame):
-            await self._act(self._end.transcript(frame.text, final=frame.finalized))
+            self._words.append(frame.text)
+            ending = self._end.transcript(frame.text, final=frame.finalized)
+            if ending is None and self.trigger is not None and self._end.in_turn:
+                await self._follow(self.trigger.final(frame.text, self._heard_secs))
+            await self._act(ending)
+        elif self.trigger is not None:
+            if isinstance(frame, ProgressiveTranscriptionFrame):
+                if self._end.in_turn:
+                    await self._follow(
+                        self.trigger.partial(frame.text, frame.confidence, self._heard_secs)
+                    )
+            elif isinstance(frame, SpeculationCostFrame):
+                self.trigger.spent(frame.input_tokens + frame.output_tokens, self._heard_secs)
         return ProcessFrameResult.CONTINUE
 
+    @property
+    def _heard_secs(self) -> float:
+        """How much audio there has been: the trigger's clock."""
+        return self._audio.heard / MODEL_RATE
+
     async def _act(self, ending: Ending | None) -> None:
-        if ending is not None:
-            logger.debug(f"{self}: the user's turn has ended ({ending})")
-            await self.trigger_user_turn_stopped()
+        if ending is None:
+            return
+        logger.debug(f"{self}: the user's turn has ended ({ending})")
+        if self.trigger is not None:
+            decision = self.trigger.turn_ended(" ".join(self._words))
+            await self._follow(decision)
+            if decision.action is Action.COMMIT:
+                await self.trigger_user_turn_finalized(confirms_speculation=True)
+                return
+        await self.trigger_user_turn_stopped()
+
+    async def _follow(self, decision: Decision) -> None:
+        """Do what the trigger has decided, and say so."""
+        attempt = decision.attempt
+        if attempt is None:
+            return
+        if decision.action is Action.FIRE:
+            await self.push_frame(
+                SpeculationFiredFrame(
+                    attempt.number, attempt.text, attempt.confidence, decision.reason
+                )
+            )
+            await self.trigger_user_turn_inference_triggered(
+                speculation=UserTurnSpeculation(text=attempt.text)
+            )
+            return
+        committed = decision.action is Action.COMMIT
+        if not committed:
+            await self.trigger_user_turn_speculation_cancelled()  # type: ignore[no-untyped-call]
+        await self.push_frame(SpeculationEndedFrame(attempt.number, committed, decision.reason))
 
     async def _judge(self, stop: int) -> None:
         begun = time.monotonic()

@@ -14,6 +14,10 @@ FRAME = 600
 """Samples in a frame, the unit of predicted durations: 25 ms."""
 
 
+class AbortedError(Exception):
+    """A computation ended because its result is no longer wanted."""
+
+
 class Abort:
     """Ends a computation from another thread."""
 
@@ -34,6 +38,15 @@ class Abort:
             hooks, self._hooks = self._hooks, []
         for hook in hooks:
             hook()
+
+    def check(self) -> None:
+        """Go on only if the result is still wanted.
+
+        Raises:
+            AbortedError: It is not.
+        """
+        if self._requested:
+            raise AbortedError
 
     def on_request(self, hook: Callable[[], None]) -> None:
         """Have `hook` called when the result is no longer wanted; at once if so already."""

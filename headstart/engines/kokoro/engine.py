@@ -78,7 +78,7 @@ class KokoroEngine(Engine):
             AssetError: The weights are not there.
             EngineError: The model did not load.
         """
-        model = _model_file(assets.path(MODEL))
+        model = model_file(assets.path(MODEL))
         voices = Voices(assets.path(VOICES))
         begun = time.monotonic()
         engine = cls(_backend(options, model), voices)
@@ -199,7 +199,12 @@ def _backend(options: KokoroOptions, model: Path) -> Backend:
     return OnnxKokoro(model, threads=options.threads)
 
 
-def _model_file(folder: Path) -> Path:
+def model_file(folder: Path) -> Path:
+    """The ONNX export in the folder of its asset.
+
+    Raises:
+        EngineError: There is none.
+    """
     files = sorted(folder.glob("*.onnx"))
     if not files:
         raise EngineError(f"no Kokoro model (.onnx) in {folder}")

@@ -19,13 +19,21 @@ _FADE_IN = SAMPLE_RATE * 4 // 1000
 _FADE_OUT = SAMPLE_RATE * 12 // 1000
 
 
-def speech_bounds(audio: NDArray[np.float32]) -> tuple[int, int]:
-    """First and one past the last sample that is speech; (0, 0) where all is silent."""
-    windows = len(audio) // _WINDOW
-    if windows == 0:
-        return 0, 0
-    level = np.sqrt(np.mean(audio[: windows * _WINDOW].reshape(windows, _WINDOW) ** 2, axis=1))
-    loud = np.flatnonzero(level > max(_FLOOR * float(level.max()), 1e-4))
+def loudest(audio: NDArray[np.float32]) -> float:
+    """Level (RMS) of the loudest 5 ms."""
+    return float(_levels(audio).max(initial=0.0))
+
+
+def speech_bounds(audio: NDArray[np.float32], peak: float | None = None) -> tuple[int, int]:
+    """First and one past the last sample that is speech; (0, 0) where all is silent.
+
+    Args:
+        audio: Shape (samples,).
+        peak: Level of the loudest 5 ms of the speech, where `audio` is only a part of it.
+    """
+    levels = _levels(audio)
+    peak = float(levels.max(initial=0.0)) if peak is None else peak
+    loud = np.flatnonzero(levels > max(_FLOOR * peak, 1e-4))
     if not len(loud):
         return 0, 0
     return int(loud[0]) * _WINDOW, min(len(audio), (int(loud[-1]) + 1) * _WINDOW)
@@ -66,3 +74,10 @@ def faded(audio: NDArray[np.float32], *, start: bool, end: bool) -> NDArray[np.f
         ramp = min(_FADE_OUT, len(audio))
         audio[len(audio) - ramp :] *= np.linspace(1, 0, ramp, dtype=np.float32)
     return audio
+
+
+def _levels(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    windows = len(audio) // _WINDOW
+    parts = audio[: windows * _WINDOW].reshape(windows, _WINDOW)
+    levels: NDArray[np.float32] = np.sqrt(np.mean(parts**2, axis=1))
+    return levels

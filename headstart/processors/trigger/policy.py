@@ -19,27 +19,27 @@ _SENTENCE_ENDS = (".", "?", "!", "…")
 
 
 class TriggerSettings(StageSettings):
-    """When the answer may begin before the user has finished."""
+    """Settings of `trigger.early`."""
 
     enabled: bool = True
     """Off: the pipeline behaves as if the stage were not there."""
-    threshold: float = Field(0.8, ge=0, le=1)
+    threshold: float = Field(default=0.8, ge=0, le=1)
     """Least confidence (0..1) of the recogniser in its words."""
-    stable_updates: int = Field(2, ge=1)
+    stable_updates: int = Field(default=2, ge=1)
     """How many updates in a row must bring the same words."""
-    min_words: int = Field(2, ge=1)
+    min_words: int = Field(default=2, ge=1)
     """Fewer words than this are never answered early."""
     require_complete: bool = True
     """Whether the words must look finished: closed by punctuation, or by Smart Turn."""
-    completeness: float = Field(0.5, ge=0, le=1)
+    completeness: float = Field(default=0.5, ge=0, le=1)
     """Least score (0..1) of Smart Turn that counts as finished."""
     keep_extended: bool = True
     """Whether fillers and closers ("um", "please") that come later leave the answer valid."""
-    max_per_turn: int = Field(3, ge=1)
+    max_per_turn: int = Field(default=3, ge=1)
     """Attempts within one turn."""
-    tokens_per_minute: int = Field(6000, ge=0)
+    tokens_per_minute: int = Field(default=6000, ge=0)
     """Speculative tokens, input and output, spent in a minute at most."""
-    max_discard_rate: float = Field(0.5, ge=0, le=1)
+    max_discard_rate: float = Field(default=0.5, ge=0, le=1)
     """Above this rate of discarded attempts (of the last 20), the threshold rises."""
 
 
@@ -141,6 +141,10 @@ class TriggerPolicy:
     def pending(self) -> Attempt | None:
         """The attempt that is neither committed nor aborted yet."""
         return self._turn.pending
+
+    def turn_started(self) -> None:
+        """A turn begins: what is left of one that ended without `turn_ended` is forgotten."""
+        self._turn = _Turn(self._turn.number, pending=self._turn.pending)
 
     def partial(self, text: str, confidence: float | None, at_secs: float) -> Decision:
         """The recogniser's newest hypothesis for the segment being spoken.

@@ -1,0 +1,362 @@
+"""Connections to Deepgram's streaming recogniser: opened ahead, kept alive, passed on warm."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Self
+
+import httpx
+from deepgram import AsyncDeepgramClient, DeepgramClientEnvironment
+from deepgram.core import ApiError
+from deepgram.core.request_options import RequestOptions
+
+# Imported for its own sake: the SDK would import its parts when they are first used, which
+# takes a quarter of a second on the event loop.
+from deepgram.listen.v1.media import client as _media  # noqa: F401
+from deepgram.listen.v1.socket_client import AsyncV1SocketClient
+from loguru import logger
+from pydantic import SecretStr
+from websockets.exceptions import WebSocketException
+
+from headstart.errors import HeadstartError, UsageError
+
+KEEP_ALIVE_SECS = 4.0
+"""Deepgram closes a connection that has sent nothing for 10 s (NET-0001) and advises 3 to 5 s."""
+
+_CLOSE_SECS = 0.5
+_RETRIED = {408, 429}
+"""Of the 4xx, those that say "later" and not "never"."""
+
+
+class RefusedError(HeadstartError):
+    """Deepgram will never take this: a bad key, a bad option. Trying again is of no use."""
+
+
+class LinkLostError(HeadstartError):
+    """The connection is gone, or could not be had. Another one may do."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a connection leads: links with equal destinations stand in for one another.
+
+    Deepgram binds options to the connection, so they are part of it.
+    """
+
+    base_url: str | None
+    """ws://, wss://, http:// or https:// and a host; None for Deepgram's own."""
+    api_key: SecretStr
+    options: tuple[tuple[str, str | tuple[str, ...]], ...]
+    """Query parameters."""
+
+    def query(self) -> dict[str, str | list[str]]:
+        """The options as the SDK takes them."""
+        return {
+            name: value if isinstance(value, str) else list(value) for name, value in self.options
+        }
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[AsyncDeepgramClient]:
+        """An SDK client that leads there, and the HTTP client that it cannot do without."""
+        tls = await asyncio.to_thread(_tls)
+        async with httpx.AsyncClient(verify=tls) as http:
+            yield AsyncDeepgramClient(
+                api_key=self.api_key.get_secret_value(),
+                environment=_environment(self.base_url),
+                httpx_client=http,
+            )
+
+
+def query_value(value: object) -> str | tuple[str, ...]:
+    """An option's value as it stands in a query: `true`, `300`, or several of them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return tuple(str(query_value(item)) for item in value)
+    return str(value)
+
+
+def options(query: Mapping[str, object]) -> tuple[tuple[str, str | tuple[str, ...]], ...]:
+    """Query parameters in the form that a destination holds; those that are None are left out."""
+    given = {name: query_value(value) for name, value in query.items() if value is not None}
+    return tuple(sorted((name, value) for name, value in given.items() if value != ()))
+
+
+def refusal(error: ApiError) -> RefusedError | LinkLostError:
+    """What an error of the SDK means for us, in one line. Never names a key."""
+    cause = error.__context__
+    said = getattr(cause, "headers", None) or {}
+    reason = said.get("dg-error") if hasattr(said, "get") else None
+    if not reason and isinstance(error.body, dict):
+        reason = error.body.get("err_msg") or error.body.get("message")
+    reason = " ".join(str(reason or error.body).split())
+    status = error.status_code or 0
+    if 400 <= status < 500 and status not in _RETRIED:
+        return RefusedError(f"Deepgram refused the request ({status}): {reason}")
+    return LinkLostError(f"Deepgram answered with status {status}: {reason}")
+
+
+@dataclass(eq=False)
+class Link:
+    """One open connection. Used by one session at a time."""
+
+    destination: Destination
+    setup_secs: float
+    """How long it took to open."""
+    _connection: AsyncV1SocketClient
+    _stack: AsyncExitStack
+    sent_secs: float = 0.0
+    """Length of the audio sent so far: where the provider's clock will be."""
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+
+    @classmethod
+    async def open(cls, destination: Destination, timeout_secs: float) -> Self:
+        """Connect.
+
+        Raises:
+            RefusedError: A bad key or option.
+            LinkLostError: Anything that may be better next time.
+        """
+        begun = time.monotonic()
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(destination.client())
+            query = destination.query()
+            connecting = client.listen.v1.connect(
+                model=str(query.pop("model", "nova-3")),
+                request_options=RequestOptions(additional_query_parameters=query),
+            )
+            try:
+                async with asyncio.timeout(timeout_secs):
+                    connection = await stack.enter_async_context(connecting)
+            except ApiError as error:
+                raise refusal(error) from None
+            except TimeoutError:
+                raise LinkLostError(f"Deepgram did not answer within {timeout_secs:g} s") from None
+            except (OSError, WebSocketException) as error:
+                raise LinkLostError(f"Deepgram is out of reach: {_line(error)}") from None
+            # The default of 10 s, applied several times over, is far too long for a session
+            # that is ending; the SDK offers no way to set it.
+            connection._websocket.close_timeout = _CLOSE_SECS
+            return cls(destination, time.monotonic() - begun, connection, stack.pop_all())
+        raise AssertionError("unreachable")
+
+    async def send(self, pcm: bytes, secs: float) -> None:
+        """Send audio of this length.
+
+        Raises:
+            LinkLostError: The connection is gone.
+        """
+        self.sent_secs += secs
+        with _lost():
+            await self._connection.send_media(pcm)
+
+    async def finalize(self) -> None:
+        """Ask for the final words of what has been sent.
+
+        Raises:
+            LinkLostError: The connection is gone.
+        """
+        with _lost():
+            await self._connection.send_finalize()
+
+    async def keep_alive(self) -> None:
+        """Keep an idle connection open; also tells whether it still is.
+
+        Raises:
+            LinkLostError: The connection is gone.
+        """
+        with _lost():
+            await self._connection.send_keep_alive()
+
+    async def messages(self) -> AsyncIterator[Any]:
+        """What Deepgram says, as the SDK's types.
+
+        Raises:
+            LinkLostError: The connection is gone; always the end.
+        """
+        with _lost():
+            async for message in self._connection:
+                yield message
+        raise LinkLostError("Deepgram closed the connection")
+
+    async def close(self) -> None:
+        """Say goodbye, but do not wait long for an answer. Leaves no socket and no task."""
+        websocket = self._connection._websocket
+        with suppress(Exception):  # whatever a dying connection raises, it is over
+            async with asyncio.timeout(_CLOSE_SECS):
+                await self._connection.send_close_stream()
+                await websocket.wait_closed()
+        self.abort()
+        with suppress(Exception):
+            await self._stack.aclose()
+
+    def abort(self) -> None:
+        """Drop the connection at once, as a network failure would."""
+        self._connection._websocket.transport.abort()
+
+
+@dataclass(eq=False)
+class _Idle:
+    link: Link
+    keeper: asyncio.Task[None]
+
+
+class LinkPool:
+    """Warm connections of a process that no session uses now.
+
+    A session takes one or opens its own, and gives it back when it ends. Idle ones are kept
+    alive for a while, then closed. Being between sessions, a pooled link's task belongs to no
+    pipeline; the pool cancels and awaits it.
+    """
+
+    def __init__(self, *, idle_secs: float = 20.0, most: int = 4) -> None:
+        """Start empty.
+
+        Args:
+            idle_secs: How long a link waits for a session before it is closed.
+            most: How many may wait; Deepgram limits the open connections of an account.
+        """
+        self._idle_secs = idle_secs
+        self._most = most
+        self._lock = threading.Lock()
+        self._idle: list[_Idle] = []
+        self._opening: set[asyncio.Task[Link]] = set()
+
+    async def take(self, destination: Destination, timeout_secs: float) -> Link:
+        """A live link: an idle one if there is one, else a new one.
+
+        If the caller is cancelled meanwhile, the link that was opening joins the idle ones.
+
+        Raises:
+            RefusedError: A bad key or option.
+            LinkLostError: Anything that may be better next time.
+        """
+        while (idle := self._pop(destination)) is not None:
+            await _cancel(idle.keeper)
+            try:
+                await idle.link.keep_alive()
+            except LinkLostError:
+                await idle.link.close()
+                continue
+            return idle.link
+        opening = asyncio.create_task(Link.open(destination, timeout_secs), name="deepgram-open")
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._adopt)
+            raise
+
+    async def give(self, link: Link) -> None:
+        """Hand a link back: open, and with nothing that was sent on it still unanswered."""
+        with self._lock:
+            full = len(self._idle) >= self._most
+            if not full:
+                self._add(link)
+        if full:
+            await link.close()
+
+    async def close(self) -> None:
+        """Close the idle links of the running event loop."""
+        loop = asyncio.get_running_loop()
+        for opening in [task for task in self._opening if task.get_loop() is loop]:
+            await _cancel(opening)
+        with self._lock:
+            mine = [idle for idle in self._idle if idle.link.loop is loop]
+            self._idle = [idle for idle in self._idle if idle.link.loop is not loop]
+        for idle in mine:
+            await _cancel(idle.keeper)
+            await idle.link.close()
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def _pop(self, destination: Destination) -> _Idle | None:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            # Links of a loop that has ended are dead; their sockets went with it.
+            self._idle = [idle for idle in self._idle if not idle.link.loop.is_closed()]
+            for idle in reversed(self._idle):
+                if idle.link.destination == destination and idle.link.loop is loop:
+                    self._idle.remove(idle)
+                    return idle
+        return None
+
+    def _add(self, link: Link) -> None:
+        keeper = asyncio.create_task(self._keep(link), name="deepgram-idle")
+        self._idle.append(_Idle(link, keeper))
+
+    async def _keep(self, link: Link) -> None:
+        """Keep a link alive until its time is up."""
+        until = time.monotonic() + self._idle_secs
+        with suppress(LinkLostError):
+            while (left := until - time.monotonic()) > 0:
+                await link.keep_alive()
+                await asyncio.sleep(min(KEEP_ALIVE_SECS, left))
+        with self._lock:
+            self._idle = [idle for idle in self._idle if idle.link is not link]
+        await link.close()
+
+    def _adopt(self, opening: asyncio.Task[Link]) -> None:
+        """Take in a link that opened after the session that wanted it had gone."""
+        if opening.cancelled():
+            return
+        if (error := opening.exception()) is not None:
+            logger.debug(f"Deepgram: a connection that nobody waits for any more failed: {error}")
+            return
+        with self._lock:
+            self._add(opening.result())
+
+
+pool = LinkPool()
+"""The idle links of this process."""
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """Reading the certificates takes tens of milliseconds: once a process is enough."""
+    return httpx.create_ssl_context()
+
+
+def _environment(base_url: str | None) -> DeepgramClientEnvironment:
+    """The SDK wants one URL each for streaming and for requests; a user has one host.
+
+    Raises:
+        UsageError: The URL has another scheme, or no host.
+    """
+    if base_url is None:
+        return DeepgramClientEnvironment.PRODUCTION
+    scheme, separator, host = base_url.rstrip("/").partition("://")
+    if not separator or scheme not in ("ws", "wss", "http", "https") or not host:
+        raise UsageError(
+            f"Deepgram's base URL {base_url!r} should be like ws://host:port or https://host"
+        )
+    secure = "s" if scheme in ("wss", "https") else ""
+    http, ws = f"http{secure}://{host}", f"ws{secure}://{host}"
+    return DeepgramClientEnvironment(base=http, production=ws, agent=ws, agent_rest=http)
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """Turn whatever a broken connection raises into `LinkLostError`."""
+    try:
+        yield
+    except (OSError, WebSocketException) as error:
+        raise LinkLostError(f"the connection to Deepgram was lost: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

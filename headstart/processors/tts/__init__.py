@@ -1,0 +1,5 @@
+"""Text to speech: clauses of the reply become audio while the rest is still being written."""
+
+from headstart.processors.tts.kokoro import KokoroSettings, KokoroTTS
+
+__all__ = ["KokoroSettings", "KokoroTTS"]

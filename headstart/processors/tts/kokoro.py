@@ -1,0 +1,361 @@
+"""Kokoro as a Pipecat TTS service that begins with the first clause and can stop at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from loguru import logger
+from numpy.typing import NDArray
+from pipecat.frames.frames import (
+    CancelFrame,
+    EagerEndOfTurnCancelFrame,
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    InterruptionFrame,
+    LLMFullResponseStartFrame,
+    TTSAudioRawFrame,
+    TTSStoppedFrame,
+    UserStoppedSpeakingFrame,
+)
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
+from pipecat.services.settings import TTSSettings
+from pipecat.services.tts_service import TTSService
+from pipecat.transcriptions.language import Language
+from pipecat.utils.types import NOT_GIVEN, NotGiven
+from pydantic import Field
+
+from headstart.engines.hub import shared
+from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
+from headstart.engines.kokoro.engine import MODEL, VOICES
+from headstart.engines.queue import Priority, Ticket
+from headstart.errors import HeadstartError
+from headstart.frames import is_speculative
+from headstart.processors.settings import StageSettings
+from headstart.processors.speculation import SpeculationTracker
+from headstart.processors.tts.aggregator import ClauseAggregator
+from headstart.processors.tts.spoken import as_spoken
+
+_AHEAD_SECS = 1.5
+"""Speech made of an unconfirmed answer; its first clause is made whole, however long."""
+
+_LANGUAGES = {
+    "a": Language.EN_US,
+    "b": Language.EN_GB,
+    "e": Language.ES,
+    "f": Language.FR,
+    "h": Language.HI,
+    "i": Language.IT,
+    "j": Language.JA,
+    "p": Language.PT_BR,
+    "z": Language.ZH,
+}
+
+
+class KokoroSettings(StageSettings):
+    """Settings of the `tts.kokoro` stage."""
+
+    voice: str = "af_heart"
+    """Whose voice. The first letter is the language: a American, b British English, e Spanish,
+    f French, h Hindi, i Italian, j Japanese, p Brazilian Portuguese, z Mandarin; the second is
+    f(emale) or m(ale)."""
+
+    speed: float = Field(default=1.0, ge=0.5, le=2.0)
+    """Rate of speech; 1 is the voice's own."""
+
+    engine: Literal["auto", "onnx", "torch"] = "auto"
+    """What runs the network; `auto` takes the one that is faster on this machine."""
+
+    threads: int = Field(default=2, ge=1)
+    """Threads of the process for one clause, shared by all sessions."""
+
+
+@dataclass
+class KokoroLiveSettings(TTSSettings):
+    """What a `TTSUpdateSettingsFrame` may change while the pipeline runs."""
+
+    speed: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Something to be spoken in an audio context; no text ends the context."""
+
+    context_id: str
+    text: str | None
+
+
+class KokoroTTS(TTSService):
+    """Speaks the reply clause by clause while it is still being written.
+
+    Synthesis runs beside the frames: `run_tts` only queues the text, and one task of the
+    service speaks what is queued, so that nothing waits behind a long sentence. An
+    interruption drops what is queued and stops the model inside the clause.
+    """
+
+    _settings: KokoroLiveSettings
+
+    def __init__(self, settings: KokoroSettings | None = None, **kwargs: Any) -> None:
+        """Configure the stage; the engine is fetched when the pipeline is set up.
+
+        Args:
+            settings: Voice, speed and engine.
+            **kwargs: For Pipecat's `TTSService`, e.g. `name` or `sample_rate`.
+        """
+        self._options = settings or KokoroSettings()
+        kwargs.setdefault("text_transforms", [("*", as_spoken)])
+        # Text that cannot be spoken is reported each time, but is no reason to fall silent.
+        kwargs.setdefault("max_consecutive_zero_audio_contexts", 0)
+        super().__init__(
+            push_text_frames=False,
+            push_start_frame=True,
+            settings=KokoroLiveSettings(
+                model="kokoro-82m",
+                voice=self._options.voice,
+                language=_LANGUAGES.get(self._options.voice[:1]),
+                speed=self._options.speed,
+            ),
+            **kwargs,
+        )
+        aggregator: Any = ClauseAggregator(language=self.text_aggregation_language)
+        self._text_aggregator = aggregator
+        self._engine: KokoroEngine | None = None
+        self._requests: deque[_Request] = deque()
+        self._requested = asyncio.Event()
+        self._speaker: asyncio.Task[None] | None = None
+        self._clause: tuple[str, asyncio.Task[None]] | None = None
+        self._clocks: dict[str, _ContextClock] = {}
+        self._tracker = SpeculationTracker(name=f"{self}::SpeculationTracker")
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._ahead_secs = 0.0
+        self._ticket = Ticket()
+
+    @classmethod
+    def required_assets(cls, settings: KokoroSettings) -> tuple[str, ...]:
+        """Names of the weights that the stage needs."""
+        return (MODEL, VOICES)
+
+    def can_generate_metrics(self) -> bool:
+        """It measures the time to the first audio, and the characters spoken."""
+        return True
+
+    @property
+    def supports_processing_metrics(self) -> bool:
+        """No: the synthesis does not happen inside `run_tts`."""
+        return False
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
+        """Fetch the engine.
+
+        Raises:
+            AssetError: The weights are not there.
+            EngineError: The model did not load.
+            UsageError: There is no such voice.
+        """
+        await super().setup(setup)
+        self._engine = await shared.get(
+            KokoroEngine, KokoroOptions(engine=self._options.engine, threads=self._options.threads)
+        )
+        self._engine.check(self._options.voice, self._options.speed)
+        self._speaker = self.create_task(self._speak(), "speaker")
+
+    async def stop(self, frame: EndFrame) -> None:
+        """Speak what is queued, then end."""
+        for context_id in self.get_audio_contexts():
+            self._request(_Request(context_id, None))
+        await super().stop(frame)
+        await self._end_speaker()
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        """Fall silent at once."""
+        await self._end_speaker()
+        await super().cancel(frame)
+
+    async def cleanup(self) -> None:
+        """End the task that speaks."""
+        await self._end_speaker()
+        await super().cleanup()  # type: ignore[no-untyped-call]
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Speak; of an answer that is not confirmed yet only the beginning."""
+        if isinstance(frame, LLMFullResponseStartFrame):
+            self._begin_answer(speculative=is_speculative(frame))
+        elif isinstance(frame, EagerEndOfTurnCancelFrame) and self._tracker.is_speculating:
+            await self._withdraw(direction)
+        elif isinstance(frame, UserStoppedSpeakingFrame) and self._tracker.is_speculating:
+            self._confirm()
+        self._tracker.process(frame, direction)
+        await super().process_frame(frame, direction)
+
+    def _begin_answer(self, *, speculative: bool) -> None:
+        self._tracker.begin_speculation(speculative)
+        self._ahead_secs = 0.0
+        if self._tracker.is_speculating:
+            self._settled.clear()
+            self._ticket = Ticket(Priority.SPECULATIVE)
+        else:
+            self._settled.set()
+            self._ticket = Ticket()
+
+    def _confirm(self) -> None:
+        """What was made is heard from now on, and the rest is urgent."""
+        self._ticket.commit()
+        for clock in self._clocks.values():
+            clock.begin_playback(self.get_clock().get_time())
+        self._settled.set()
+
+    async def _withdraw(self, direction: FrameDirection) -> None:
+        """Drop all that was made and queued, as an interruption does; the bot never spoke."""
+        await self._start_interruption()  # type: ignore[no-untyped-call]
+        await self._handle_interruption(InterruptionFrame(), direction)
+        self._settled.set()
+
+    async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None]:
+        """Queue `text`; its audio and words come into the context as they are made."""
+        await self.start_tts_usage_metrics(text)
+        self._request(_Request(context_id, text))
+        yield None
+
+    async def flush_audio(self, context_id: str | None = None) -> None:
+        """No more text for the context: it ends when what is queued has been spoken."""
+        context_id = context_id or self.get_active_audio_context_id()
+        if context_id:
+            self._request(_Request(context_id, None))
+
+    async def on_audio_context_interrupted(self, context_id: str) -> None:
+        """Drop what is queued for the context and stop the clause that is being made."""
+        self._requests = deque(
+            request for request in self._requests if request.context_id != context_id
+        )
+        self._clocks.pop(context_id, None)
+        if self._clause and self._clause[0] == context_id:
+            await self.cancel_task(self._clause[1])
+
+    @property
+    def _speed(self) -> float:
+        speed = self._settings.speed
+        return speed if isinstance(speed, (int, float)) else 1.0
+
+    def _request(self, request: _Request) -> None:
+        self._requests.append(request)
+        self._requested.set()
+
+    async def _end_speaker(self) -> None:
+        speaker, self._speaker = self._speaker, None
+        if speaker:
+            self._requests.clear()
+            await self.cancel_task(speaker)
+
+    async def _speak(self) -> None:
+        """Speak one request after the other, as long as the pipeline runs."""
+        while True:
+            while not self._requests:
+                self._requested.clear()
+                await self._requested.wait()
+            request = self._requests.popleft()
+            if request.text is None:
+                await self._end_context(request.context_id)
+                continue
+            if self._ahead_secs >= _AHEAD_SECS:
+                await self._settled.wait()
+                if not self.audio_context_available(request.context_id):
+                    continue  # withdrawn meanwhile
+            # A task of its own, so that an interruption can end the clause alone.
+            context_id = request.context_id
+            clause = self.create_task(self._speak_clause(request.text, context_id), "clause")
+            awake = self.create_task(self._keep_waiting(context_id), "keep-waiting")
+            self._clause = (context_id, clause)
+            try:
+                await asyncio.wait([clause])
+            finally:
+                self._clause = None
+                await self.cancel_task(awake)
+                await self.cancel_task(clause)
+
+    async def _speak_clause(self, text: str, context_id: str) -> None:
+        assert self._engine is not None
+        clock = self._clocks.setdefault(context_id, _ContextClock())
+        try:
+            pieces = self._engine.speak_words(
+                text, voice=str(self._settings.voice), speed=self._speed, ticket=self._ticket
+            )
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    start_secs = clock.start(self.get_clock().get_time())
+                    await self._push_audio(piece.samples, context_id)
+                    clock.played(len(piece.samples))
+                    self._ahead_secs += len(piece.samples) / SAMPLE_RATE
+                    await self.add_word_timestamps(
+                        [(word.text, start_secs + word.start_secs) for word in piece.words],
+                        context_id,
+                    )
+        except HeadstartError as error:
+            await self.append_to_audio_context(context_id, ErrorFrame(str(error)))
+
+    async def _push_audio(self, samples: NDArray[np.float32], context_id: str) -> None:
+        audio = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()
+        if self.sample_rate != SAMPLE_RATE:
+            audio = await self._resampler.resample(audio, SAMPLE_RATE, self.sample_rate)
+        await self.append_to_audio_context(
+            context_id, TTSAudioRawFrame(audio, self.sample_rate, 1, context_id=context_id)
+        )
+
+    async def _keep_waiting(self, context_id: str) -> None:
+        """Let the context stay open while its next audio is being made, however slowly.
+
+        Pipecat would end a context that gets nothing for `stop_frame_timeout_s`, and report
+        that it completed without audio.
+        """
+        while True:
+            await asyncio.sleep(self._stop_frame_timeout_s / 3)
+            self._refresh_audio_context(context_id)
+
+    async def _end_context(self, context_id: str) -> None:
+        self._clocks.pop(context_id, None)
+        if self.audio_context_available(context_id):
+            await self.append_to_audio_context(context_id, TTSStoppedFrame(context_id=context_id))
+            await self.remove_audio_context(context_id)
+
+    async def _update_settings(self, delta: Any) -> dict[str, Any]:
+        """Change voice or speed from the next clause on; what cannot be is refused."""
+        voice = delta.voice if isinstance(delta.voice, str) else str(self._settings.voice)
+        speed = getattr(delta, "speed", NOT_GIVEN)
+        try:
+            if self._engine:
+                self._engine.check(voice, speed if isinstance(speed, float) else 1.0)
+        except HeadstartError as error:
+            await self.push_error(str(error))
+            return {}
+        logger.debug(f"{self}: speaks with {voice} from now on")
+        return await super()._update_settings(delta)
+
+
+class _ContextClock:
+    """How far the audio of a context has come, to time its words."""
+
+    def __init__(self) -> None:
+        self._first_ns: int | None = None
+        self._audio_secs = 0.0
+
+    def start(self, now_ns: int) -> float:
+        """When audio that is ready now is heard, in seconds from the context's first."""
+        if self._first_ns is None:
+            self._first_ns = now_ns
+        self._audio_secs = max(self._audio_secs, (now_ns - self._first_ns) / 1e9)
+        return self._audio_secs
+
+    def begin_playback(self, now_ns: int) -> None:
+        """What has been made so far was held, and begins to be heard now."""
+        if self._first_ns is not None:
+            self._first_ns = now_ns
+
+    def played(self, samples: int) -> None:
+        """So many more samples follow."""
+        self._audio_secs += samples / SAMPLE_RATE
