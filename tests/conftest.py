@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from loguru import logger
+
+# Pipecat tells every frame's story otherwise.
+logger.remove()
+logger.add(sys.stderr, level="WARNING")
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "speech"
 

@@ -211,6 +211,77 @@ def test_confidence_is_none_when_the_provider_gives_none() -> None:
     assert segment.hypothesis.confidence is None
 
 
+class Provider:
+    """A recogniser that hears a word when its middle is in the audio of the connection.
+
+    Word n takes the second half of the n-th half second of the stream; a sample's value says
+    which half second it belongs to. Times are given as inexactly as a real provider's.
+    """
+
+    def __init__(self, ring: ReplayRing, slips: Iterator[float]) -> None:
+        self.ring, self.slips = ring, slips
+        self.heard: list[int] = []
+        self.final = 0
+        ring.connect()
+
+    def hear(self) -> None:
+        self.heard += np.frombuffer(self.ring.take(60.0), np.int16).tolist()
+
+    def result(self, end: int, *, final: bool, finalize: bool = False) -> Heard:
+        start, span = self.final, self.heard[self.final : end]
+        middles = [
+            at for at in range(1, len(span)) if span[at - 1] % 10 == 7 and span[at] % 10 == 8
+        ]
+        numbers = [(start + at, span[at] // 10) for at in middles]
+        slip = [next(self.slips) for _ in numbers]
+        at = self.ring.stream_secs
+        spoken = tuple(
+            TimedWord(f"w{n}", 0.9, at(m / 100 - 0.12 + s), at(m / 100 + 0.12 + s))
+            for (m, n), s in zip(numbers, slip, strict=True)
+        )
+        if final:
+            self.final = end
+        text = " ".join(word.text for word in spoken)
+        return Heard(text, spoken, 0.9, at(start / 100), at(end / 100), final, finalize)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> None:
+    def slips() -> Iterator[float]:
+        while True:
+            yield data.draw(st.floats(-0.05, 0.05))
+
+    ring, segments = ReplayRing(100, 60.0), Segments()
+    provider = Provider(ring, slips())
+    halves = 0
+    spoken = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        segment = segments.begin(ring.end_secs)
+        spoken.append(segment)
+        for _ in range(data.draw(st.integers(1, 6))):
+            # Of each half second, a word takes the samples whose values end in 5 to 9.
+            numbers = [10 * halves + at // 5 for at in range(50)]
+            ring.push(np.array(numbers, np.int16).tobytes())
+            halves += 1
+            provider.hear()
+            match data.draw(st.sampled_from(["nothing", "interim", "final", "drop"])):
+                case "interim":
+                    segments.hear(provider.result(len(provider.heard), final=False))
+                case "final":
+                    segments.hear(provider.result(len(provider.heard), final=True))
+                    ring.finalise(segments.final_until_secs)
+                case "drop":
+                    provider = Provider(ring, slips())
+                    provider.hear()
+        segment.end_secs = ring.end_secs
+        segments.hear(provider.result(len(provider.heard), final=True, finalize=True))
+        ring.finalise(segments.final_until_secs)
+    said = " ".join(segment.hypothesis.text for segment in spoken)
+    assert all(segment.closed for segment in spoken)
+    assert said.split() == [f"w{number}" for number in range(halves)]
+
+
 # -- a session
 
 
@@ -389,6 +460,19 @@ async def test_a_drop_anywhere_neither_loses_nor_doubles_a_word(
         assert words(final.text) == words(undisturbed.text), f"dropped at {drop_at} s"
         assert final.result.path == "replayed"
         assert final.result.connections == 2
+
+
+async def test_only_the_segment_that_a_drop_hits_is_sent_again(server: DeepgramServer) -> None:
+    row = UTTERANCES["short-joke"]
+    first_secs = row["speech_end_s"] - row["speech_start_s"] + 0.5
+    server.fail(Faults(drop_at_secs=first_secs + 1.0))
+    async with session(server) as agent:
+        first = await agent.hear("short-joke")
+        second = await agent.hear("medium-france")
+    assert (first.result.path, first.result.connections) == ("stream", 1)
+    assert (second.result.path, second.result.connections) == ("replayed", 2)
+    assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
+    assert streams(server)[1].audio_secs < streams(server)[0].audio_secs + 1.0
 
 
 async def test_a_slow_handshake_loses_nothing(server: DeepgramServer) -> None:

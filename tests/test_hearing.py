@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import wave
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +101,10 @@ class Heard:
     """What came out of a pipeline."""
 
     frames: list[Frame] = field(default_factory=list)
+    upstream: list[Frame] = field(default_factory=list)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
+    ending: bool = False
+    """The pipeline ends by itself."""
 
     def of(self, kind: type[Frame]) -> list[Frame]:
         return [frame for frame in self.frames if type(frame) is kind]
@@ -113,10 +116,7 @@ class Heard:
     @property
     def written(self) -> list[str]:
         """The user's turns, as they were written to the context."""
-        downstream = {
-            frame.text: None for frame in self.frames if isinstance(frame, LLMContextUserTurnFrame)
-        }
-        return list(downstream)
+        return [frame.text for frame in self.frames if isinstance(frame, LLMContextUserTurnFrame)]
 
     async def until(self, kind: type[Frame], count: int = 1) -> None:
         async with asyncio.timeout(30), self.arrived:
@@ -124,17 +124,19 @@ class Heard:
 
 
 class Tap(FrameProcessor):
-    """Notes every frame that passes, whichever way."""
+    """Notes every frame that passes in a direction."""
 
-    def __init__(self, heard: Heard) -> None:
+    def __init__(self, heard: Heard, direction: FrameDirection) -> None:
         super().__init__()
         self._heard = heard
+        self._direction = direction
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
-        async with self._heard.arrived:
-            self._heard.frames.append(frame)
-            self._heard.arrived.notify_all()
+        if direction == self._direction:
+            async with self._heard.arrived:
+                self._heard.frames.append(frame)
+                self._heard.arrived.notify_all()
         await self.push_frame(frame, direction)
 
 
@@ -142,17 +144,22 @@ class Tap(FrameProcessor):
 async def running(
     stages: Sequence[FrameProcessor], rate: int = RATE
 ) -> AsyncIterator[tuple[PipelineWorker, Heard]]:
-    """A pipeline of the stages, which is cancelled at the end if it still runs."""
+    """A pipeline of the stages, which is cancelled at the end unless it ends by itself."""
     heard = Heard()
-    # One tap sees what goes upstream from the stages, the other what goes downstream.
-    taps = Tap(heard), Tap(heard)
+    errors = Heard()
+    heard.upstream = errors.frames
+    before, after = Tap(errors, FrameDirection.UPSTREAM), Tap(heard, FrameDirection.DOWNSTREAM)
     worker = PipelineWorker(
-        Pipeline([taps[0], *stages, taps[1]]),
+        Pipeline([before, *stages, after]),
         params=PipelineParams(audio_in_sample_rate=rate),
         cancel_on_idle_timeout=False,
     )
     started = asyncio.Event()
-    worker.add_event_handler("on_pipeline_started", lambda *_: _set(started))
+
+    @worker.event_handler("on_pipeline_started")  # type: ignore[untyped-decorator]
+    async def on_pipeline_started(*_: object) -> None:
+        started.set()
+
     runner = WorkerRunner(handle_sigint=False)
     await runner.add_workers(worker)
     run = asyncio.create_task(runner.run())
@@ -161,12 +168,10 @@ async def running(
         heard.frames.clear()
         yield worker, heard
     finally:
-        await worker.cancel()
-        await run
-
-
-async def _set(event: asyncio.Event) -> None:
-    event.set()
+        if not heard.ending:
+            await runner.cancel()
+        async with asyncio.timeout(30):
+            await run
 
 
 async def feed(
@@ -196,8 +201,8 @@ async def hear(
     async with running(stages, rate) as (worker, heard):
         await feed(worker, samples, rate=rate, real_time=real_time)
         await worker.queue_frame(EndFrame())
-        await heard.until(EndFrame)
-        return heard
+        heard.ending = True
+    return heard
 
 
 # --- engines ---------------------------------------------------------------------------------
@@ -264,6 +269,7 @@ async def test_weights_that_know_english_only_say_so() -> None:
         ("tell me O O O O O O O", 1.0, "tell me O"),
         ("yes please. Yes please. Yes please. Yes", 1.2, "yes please."),
         ("yes please. Yes please. Yes please. Yes", 2.0, "yes please. Yes please. Yes please. Yes"),
+        ("who are you'd? Who are you'd? Who are you", 1.3, "who are you'd?"),
         ("could you could you tell me that", 1.0, "could you could you tell me that"),
         ("[BLANK_AUDIO]", 1.0, ""),
         ("well (he sighs) now ♪", 1.0, "well now"),
@@ -540,16 +546,14 @@ async def test_after_a_failure_the_segment_ends_and_the_next_one_is_understood()
         for number, name in enumerate(("short-joke", "medium-france"), 1):
             await worker.queue_frame(VADUserStartedSpeakingFrame(start_secs=0.2))
             # A single frame: there is no decode before the end.
-            audio = InputAudioRawFrame(speech(name).tobytes(), sample_rate=RATE, num_channels=1)
+            samples = np.concatenate([speech(name), silence(0.6)])
+            audio = InputAudioRawFrame(samples.tobytes(), sample_rate=RATE, num_channels=1)
             await worker.queue_frames([audio, VADUserStoppedSpeakingFrame(stop_secs=0.2)])
             await heard.until(TranscriptionFrame, number)
         assert heard.finals[0] == ""
         assert word_errors(SAID["medium-france"], heard.finals[1]) == 0
-        assert any("no reason" in frame.error for frame in _errors(heard.frames))
-
-
-def _errors(frames: Iterable[Frame]) -> list[ErrorFrame]:
-    return [frame for frame in frames if isinstance(frame, ErrorFrame)]
+        errors = [frame.error for frame in heard.upstream if isinstance(frame, ErrorFrame)]
+        assert len(errors) == 1 and "no reason" in errors[0]
 
 
 async def test_a_stop_amid_an_utterance_leaves_no_task_behind() -> None:
@@ -590,5 +594,5 @@ def test_resampling_in_pieces_is_seamless() -> None:
     pieces = [resample(audio[at : at + 960].tobytes()) for at in range(0, len(audio), 960)]
     whole = soxr.resample(audio, 48000, RATE)
     got = np.concatenate(pieces)
-    assert len(whole) - len(got) < 0.02 * RATE
+    assert len(whole) - len(got) < 0.05 * RATE
     assert np.abs(got.astype(int) - whole[: len(got)]).max() < 400

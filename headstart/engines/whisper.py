@@ -211,7 +211,9 @@ def looping(words: Sequence[Word], secs: float) -> int:
     loops = [0]
     for unit in range(1, len(said) // 2 + 2):
         again = 0
-        while again + unit < len(said) and said[-again - 1] == said[-again - 1 - unit]:
+        if unit < len(said) and said[-1 - unit].startswith(said[-1]):
+            again = 1  # even within its last word
+        while 0 < again < len(said) - unit and said[-again - 1] == said[-again - 1 - unit]:
             again += 1
         if again >= min(unit, 2):
             loops.append(again)

@@ -33,7 +33,7 @@ from headstart.engines.hypothesis import Hypothesis
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.frames import ProgressiveTranscriptionFrame
-from headstart.processors.audio import AudioRing, Resampler, as_float
+from headstart.processors.audio import MODEL_RATE, AudioRing, Resampler, as_float
 from headstart.processors.settings import StageSettings
 from headstart.processors.stt.segment import Decode, Segment
 
@@ -85,6 +85,7 @@ class LocalSTT(STTService):
         )
         self._options = settings
         self._pre_roll = AudioRing(settings.pre_roll_ms / 1000)
+        self._speech_end = 0
         self._open: Segment | None = None
         self._segments: deque[Segment] = deque()
         self._ticket = Ticket()
@@ -172,7 +173,7 @@ class LocalSTT(STTService):
     def _open_segment(self) -> None:
         if self._open is None:
             self._open = Segment(
-                self._pre_roll.since(),
+                self._pre_roll.since(self._speech_end),
                 chunk_ms=self._options.chunk_ms,
                 quiet_ms=self._options.quiet_ms,
                 window_secs=self._options.window_secs,
@@ -182,6 +183,7 @@ class LocalSTT(STTService):
     def _close_segment(self, stop_secs: float) -> None:
         if self._open:
             self._open.close(stop_secs)
+            self._speech_end = self._pre_roll.heard - int(stop_secs * MODEL_RATE)
             self._open = None
             self._ticket.commit()
             self._changed.set()

@@ -51,14 +51,13 @@ class Loudness:
             self._floor = min(self._floor, level)
             self._peak = max(self._peak, level)
             self._blocks += 1
-            if level >= max(self._peak - _SPEECH_RANGE_DB, self._floor + _ABOVE_FLOOR_DB):
+            threshold = max(self._peak - _SPEECH_RANGE_DB, self._floor + _ABOVE_FLOOR_DB)
+            if level >= threshold or self._peak - self._floor < _CLEAR_DB:
                 self._loud_block = self._blocks
 
     @property
     def loud_until(self) -> int:
         """Samples up to the end of the last loud block; all of them if noise drowns the voice."""
-        if self._peak - self._floor < _CLEAR_DB:
-            return self._blocks * _BLOCK + len(self._rest)
         return self._loud_block * _BLOCK
 
 
