@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check clean help
 help:
 	@echo "make demo    hold a spoken conversation with the embedded models (writes out/demo)"
 	@echo "make test    run the tests"
