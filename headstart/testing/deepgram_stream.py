@@ -165,8 +165,10 @@ class Stream:
         elif now - self.start_secs >= pace.longest_secs:
             due.append(self._due(Kind.FINAL, self._quietest(now)))
         elif now - self._interim_at >= pace.interim_secs:
+            # A decode of nothing but more silence would only hold up what comes next.
+            if self._last_sound is not None and self._last_sound > self._interim_at:
+                due.append(self._due(Kind.INTERIM, now))
             self._interim_at = now
-            due.append(self._due(Kind.INTERIM, now))
         return due
 
     def _due(self, kind: Kind, until_secs: float, **more: bool) -> Due:

@@ -65,7 +65,7 @@ class Destination:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[AsyncDeepgramClient]:
         """An SDK client that leads there, and the HTTP client that it cannot do without."""
-        tls = await asyncio.to_thread(_tls)
+        tls = _tls() if _tls.cache_info().currsize else await asyncio.to_thread(_tls)
         async with httpx.AsyncClient(verify=tls) as http:
             yield AsyncDeepgramClient(
                 api_key=self.api_key.get_secret_value(),
@@ -255,14 +255,12 @@ class LinkPool:
             opening.add_done_callback(self._adopt)
             raise
 
-    async def give(self, link: Link) -> None:
+    def give(self, link: Link) -> None:
         """Hand a link back: open, and with nothing that was sent on it still unanswered."""
         with self._lock:
-            full = len(self._idle) >= self._most
-            if not full:
-                self._add(link)
-        if full:
-            await link.close()
+            secs = self._idle_secs if len(self._idle) < self._most else 0.0
+            keeper = asyncio.create_task(self._keep(link, secs), name="deepgram-idle")
+            self._idle.append(_Idle(link, keeper))
 
     async def close(self) -> None:
         """Close the idle links of the running event loop."""
@@ -290,13 +288,9 @@ class LinkPool:
                     return idle
         return None
 
-    def _add(self, link: Link) -> None:
-        keeper = asyncio.create_task(self._keep(link), name="deepgram-idle")
-        self._idle.append(_Idle(link, keeper))
-
-    async def _keep(self, link: Link) -> None:
-        """Keep a link alive until its time is up."""
-        until = time.monotonic() + self._idle_secs
+    async def _keep(self, link: Link, secs: float) -> None:
+        """Keep a link alive until its time is up, then close it."""
+        until = time.monotonic() + secs
         with suppress(LinkLostError):
             while (left := until - time.monotonic()) > 0:
                 await link.keep_alive()
@@ -312,8 +306,7 @@ class LinkPool:
         if (error := opening.exception()) is not None:
             logger.debug(f"Deepgram: a connection that nobody waits for any more failed: {error}")
             return
-        with self._lock:
-            self._add(opening.result())
+        self.give(opening.result())
 
 
 pool = LinkPool()

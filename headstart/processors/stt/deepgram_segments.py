@@ -170,7 +170,7 @@ class Segments:
         segment.hear(heard)
         if heard.is_final:
             last_word = max((word.end_secs for word in heard.words), default=0.0)
-            until = max(last_word, heard.end_secs - _LEAD_IN_SECS)
+            until = min(max(last_word, heard.end_secs - _LEAD_IN_SECS), heard.end_secs)
             self._final_until = max(self._final_until, until)
             if segment.end_secs is not None and (
                 heard.from_finalize or heard.end_secs >= segment.end_secs - _REACHED_SECS
