@@ -138,11 +138,8 @@ PHONEMIZER = Phonemizer()
 # The engine
 
 
-@pytest.mark.parametrize("voice", ["af_heart", "bm_george"])
-async def test_what_is_spoken_is_understood(
-    kokoro: KokoroEngine, whisper: WhisperEngine, voice: str
-) -> None:
-    audio = await spoken(kokoro, SENTENCE, voice=voice)
+async def test_what_is_spoken_is_understood(kokoro: KokoroEngine, whisper: WhisperEngine) -> None:
+    audio = await spoken(kokoro, SENTENCE, voice="bm_george")
     assert await heard(whisper, audio) == "the capital of france is paris and it is a very old town"
 
 
@@ -354,10 +351,10 @@ async def test_a_reply_is_spoken_clause_by_clause_with_its_words(
     whisper: WhisperEngine, rate: int
 ) -> None:
     async with running(KokoroTTS(KokoroSettings(engine="onnx")), rate) as (worker, out):
-        await worker.queue_frames(reply(f"**Sure.** {SENTENCE}"))
+        await worker.queue_frames(reply("**Sure.** It is a very old town."))
         await out.wait_for(LLMFullResponseEndFrame)
         assert len(out.all(TTSStartedFrame)) == len(out.all(TTSStoppedFrame)) == 1
-        assert [f.text for f in out.all(TTSTextFrame)] == f"Sure. {SENTENCE}".split()
+        assert [f.text for f in out.all(TTSTextFrame)] == "Sure. It is a very old town.".split()
         times = [f.pts or 0 for f in out.all(TTSTextFrame)]
         assert times == sorted(times)
         kinds = [type(f) for f in out.frames]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("voice", ["af_heart", "bm_george", "ff_siwis"])
+@pytest.mark.parametrize("voice", ["bm_george", "ff_siwis"])
 def test_both_runtimes_speak_equally_loud_and_long(
     backend: TorchKokoro, weights: Path, voices: Voices, voice: str
 ) -> None:
@@ -99,12 +100,12 @@ def test_both_runtimes_speak_equally_loud_and_long(
 
 
 @pytest.fixture(scope="module")
-def generator_and_front(weights: Path, voices: Voices) -> tuple[Generator, Front]:
-    model = load_model(weights)
+def generator_and_front(backend: TorchKokoro, voices: Voices) -> tuple[Generator, Front]:
     tokens = tokens_of("Yes, of course.")
+    style = voices.style("af_heart", len(tokens))
     with torch.inference_mode():
-        front = front_end(model, tokens, voices.style("af_heart", len(tokens)), 1.0, Abort())
-    return Generator(model.decoder.generator, threads=2), front
+        front = front_end(backend._model, tokens, style, 1.0, Abort())
+    return backend._generator, front
 
 
 def test_chunks_join_without_a_seam(generator_and_front: tuple[Generator, Front]) -> None:
@@ -116,7 +117,7 @@ def test_chunks_join_without_a_seam(generator_and_front: tuple[Generator, Front]
         cuts = [0, 16, 40, 41, frames]
         chunks = [
             generator.chunk(front.x, front.source, folds, begin, end, Abort())
-            for begin, end in zip(cuts, cuts[1:], strict=False)
+            for begin, end in itertools.pairwise(cuts)
         ]
     torch.testing.assert_close(torch.cat(chunks), whole, atol=1e-4, rtol=1e-3)
 

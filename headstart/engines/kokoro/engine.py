@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from headstart import assets
 from headstart.engines.hub import Engine
 from headstart.engines.kokoro.backend import FRAME, Abort, Backend
-from headstart.engines.kokoro.onnx import OnnxKokoro
+from headstart.engines.kokoro.choose import load, load_best
 from headstart.engines.kokoro.phonemes import Clause, Phonemizer
 from headstart.engines.kokoro.silence import SAMPLE_RATE, pause_after
 from headstart.engines.kokoro.voices import Voices
@@ -81,7 +81,7 @@ class KokoroEngine(Engine):
         model = model_file(assets.path(MODEL))
         voices = Voices(assets.path(VOICES))
         begun = time.monotonic()
-        engine = cls(_backend(options, model), voices)
+        engine = cls(_backend(options, model, voices), voices)
         for _ in engine._pieces("Ready.", voices.names[0], 1.0, Abort()):
             pass
         logger.info(
@@ -179,8 +179,9 @@ class KokoroEngine(Engine):
                 return
             words = _times(clause, rendering.durations, rendering.skipped)
             for samples in rendering.pieces:
-                yield Speech(samples, words)
-                words = ()
+                if len(samples):
+                    yield Speech(samples, words)
+                    words = ()
                 if abort.requested:
                     return
 
@@ -195,8 +196,11 @@ def _times(clause: Clause, durations: NDArray[np.int64], skipped: int) -> tuple[
     )
 
 
-def _backend(options: KokoroOptions, model: Path) -> Backend:
-    return OnnxKokoro(model, threads=options.threads)
+def _backend(options: KokoroOptions, model: Path, voices: Voices) -> Backend:
+    if options.engine == "auto":
+        memory = assets.cache().root / "kokoro-engine.json"
+        return load_best(model, voices, threads=options.threads, memory=memory)
+    return load(options.engine, model, threads=options.threads)
 
 
 def model_file(folder: Path) -> Path:

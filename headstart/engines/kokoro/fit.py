@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ def fit(records: list[Record]) -> dict[str, NDArray[np.generic]]:
     """The arrays of a `NormPredictor`."""
     voices = sorted({record.voice for record in records})
     number = np.array([voices.index(record.voice) for record in records])
-    features = np.stack([record.features for record in records]).astype(np.float64)
+    features: NDArray[Any] = np.stack([r.features for r in records]).astype(np.float64)
     targets = np.stack([record.targets for record in records]).astype(np.float64)
     averages = np.stack([targets[number == n].mean(0) for n in range(len(voices))])
     feature_averages = np.stack([features[number == n].mean(0) for n in range(len(voices))])
@@ -159,8 +160,8 @@ def _ridge(
     features: NDArray[np.float64], targets: NDArray[np.float64], ridge: float
 ) -> NDArray[np.float64]:
     gram = features @ features.T
-    dual: NDArray[np.float64] = np.linalg.solve(gram + ridge * np.eye(len(gram)), targets)
-    return features.T @ dual
+    dual = np.linalg.solve(gram + ridge * np.eye(len(gram)), targets)
+    return np.asarray(features.T @ dual, np.float64)
 
 
 def _best_ridge(

@@ -49,7 +49,7 @@ def front_end(
     ids = torch.from_numpy(np.concatenate([[0], tokens, [0]]))[None]
     length = torch.tensor([ids.shape[1]])
     mask = torch.zeros(ids.shape, dtype=torch.bool)
-    sound, prosody = torch.from_numpy(style).split(128, dim=1)
+    sound, prosody = torch.from_numpy(style).chunk(2, dim=1)
     predictor, decoder = model.predictor, model.decoder
 
     meaning = model.bert_encoder(model.bert(ids)).transpose(-1, -2)

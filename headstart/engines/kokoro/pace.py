@@ -6,18 +6,18 @@ FRAME_SECS = 0.0125
 
 _FIRST = 20
 """Frames of the first chunk: 250 ms, part of it silence that is cut off."""
-_LEAST, _MOST = 16, 96
+_SIZES = (16, 24, 32, 48, 64, 96)
+"""Frames of a chunk. Few, because torch prepares its convolutions anew for every size."""
 _OVERLAP = 7.0
 """What the context around a chunk costs, in frames."""
-_MARGIN = 1.25
+_MARGIN = 1.3
 """How much slower than expected a chunk may be."""
 
 
 class Pace:
     """Decides how long the next chunk is and when the first may be heard.
 
-    Knows how long a frame takes from the chunks before, and how far playback has come, if
-    it began with the first piece that was given out.
+    Knows from the chunks before, of all clauses, how long a frame takes.
     """
 
     def __init__(self, frame_secs: float = FRAME_SECS / 2) -> None:
@@ -26,7 +26,9 @@ class Pace:
 
     def measured(self, frames: int, secs: float) -> None:
         """A chunk of so many frames took so long."""
-        self.frame_secs += 0.3 * (secs / (frames + _OVERLAP) - self.frame_secs)
+        change = secs / (frames + _OVERLAP) - self.frame_secs
+        # Bad news counts at once, good news slowly: a gap is worse than a late beginning.
+        self.frame_secs += (0.5 if change > 0 else 0.1) * change
 
     def next_chunk(self, begin: int, end: int, ahead_secs: float | None) -> int:
         """Where the chunk ends that begins at frame `begin` of a clause that ends at `end`.
@@ -34,15 +36,14 @@ class Pace:
         Args:
             begin: First frame of the chunk.
             end: One past the last frame of the clause.
-            ahead_secs: Audio that is still to be played; None before the first chunk.
+            ahead_secs: Audio that is still to be played; None while nothing plays.
         """
-        if ahead_secs is None:
-            frames = _FIRST
-        else:
-            frames = int(ahead_secs / (self.frame_secs * _MARGIN) - _OVERLAP)
-            frames = min(max(frames, _LEAST), _MOST)
+        frames = _FIRST
+        if ahead_secs is not None:
+            affordable = ahead_secs / (self.frame_secs * _MARGIN) - _OVERLAP
+            frames = max((size for size in _SIZES if size <= affordable), default=_SIZES[0])
         # No chunk is left that would cost more for its context than for itself.
-        return end if end - begin - frames < _LEAST else begin + frames
+        return end if end - begin - frames < _SIZES[0] else begin + frames
 
     def may_start(self, held_secs: float, left: int) -> bool:
         """Whether playback may begin with so much audio while `left` frames are to be made.
@@ -52,3 +53,24 @@ class Pace:
         """
         late_secs = left * (self.frame_secs * _MARGIN - FRAME_SECS)
         return held_secs >= late_secs
+
+
+class Playback:
+    """How far a clause has been played, if what is given out is played at once."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+
+    def ahead_secs(self, now: float) -> float | None:
+        """Audio that is still to be played; None before the first and after it ran dry.
+
+        After it ran dry, playing on at once would make one gap after the other: better to
+        hold back again, and to work in chunks that cost less.
+        """
+        if self._until is not None and now >= self._until:
+            self._until = None
+        return None if self._until is None else self._until - now
+
+    def given(self, secs: float, now: float) -> None:
+        """So much more audio has been given out."""
+        self._until = secs + (now if self._until is None else max(now, self._until))

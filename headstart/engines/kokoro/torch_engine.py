@@ -15,10 +15,12 @@ from torch import Tensor
 from headstart.engines.kokoro.backend import Abort, AbortedError, Rendering
 from headstart.engines.kokoro.front import Front, front_end
 from headstart.engines.kokoro.norms import NormPredictor
-from headstart.engines.kokoro.pace import Pace
+from headstart.engines.kokoro.pace import Pace, Playback
 from headstart.engines.kokoro.silence import (
     LEAD_IN_MS,
     SAMPLE_RATE,
+    USUAL_PEAK,
+    Tail,
     faded,
     loudest,
     speech_bounds,
@@ -30,8 +32,8 @@ from headstart.engines.kokoro.weights import load_model
 _EARLIEST_ONSET = 12
 """Frames before the end of the start mark at which speech may begin: 150 ms. Measured: at
 most 111 ms before it."""
-_LATEST_END = 8
-"""Frames after the beginning of the end mark at which speech may still be heard."""
+_LEAST_REST = SAMPLE_RATE // 10
+"""Samples of silence after which a clause has ended, once its last phoneme has begun."""
 
 
 class TorchKokoro:
@@ -88,9 +90,9 @@ class TorchKokoro:
                     return Rendering(front.durations, skipped, iter((audio,)))
                 folds = self._folds(voice, front, self._predictor)
                 begin = max(0, 2 * int(front.durations[0]) - _EARLIEST_ONSET)
-                last = front.x.shape[2] - 2 * int(front.durations[-1])
-                end = min(front.x.shape[2], last + _LATEST_END + pause // FRAME)
-                first = self._first_piece(front, folds, begin, end, abort)
+                end_mark = front.x.shape[2] - 2 * int(front.durations[-1])
+                end = min(front.x.shape[2], end_mark + pause // FRAME)
+                first = self._first_piece(front, folds, begin, abort)
         except AbortedError:
             return None
         audio, skipped, begin = first
@@ -107,7 +109,8 @@ class TorchKokoro:
 
     def _folds(self, voice: str, front: Front, predictor: NormPredictor) -> Folds:
         means, variances = (
-            torch.split(part, self._generator.channels) for part in predictor.predict(voice, front)
+            torch.split(part, list(self._generator.channels))
+            for part in predictor.predict(voice, front)
         )
         statistics = dict(
             zip(self._generator.layers, zip(means, variances, strict=True), strict=True)
@@ -115,14 +118,15 @@ class TorchKokoro:
         return self._generator.fold(front.style, statistics)
 
     def _first_piece(
-        self, front: Front, folds: Folds, begin: int, end: int, abort: Abort
+        self, front: Front, folds: Folds, begin: int, abort: Abort
     ) -> tuple[NDArray[np.float32], int, int]:
         """The first piece with sound, the samples skipped before it, the frame after it."""
+        frames = front.x.shape[2]
         while True:
-            after = self._pace.next_chunk(begin, end, None)
+            after = self._pace.next_chunk(begin, frames, None)
             audio = self._chunk(front, folds, begin, after, abort)
-            onset, sounds = speech_bounds(audio)
-            if sounds or after == end:
+            onset, sounds = speech_bounds(audio, max(USUAL_PEAK, loudest(audio)))
+            if sounds or after == frames:
                 start = max(0, onset - SAMPLE_RATE * LEAD_IN_MS // 1000)
                 skipped = begin * FRAME + start
                 return faded(audio[start:], start=skipped > 0, end=False), skipped, after
@@ -140,29 +144,30 @@ class TorchKokoro:
     ) -> Iterator[NDArray[np.float32]]:
         """All pieces; those that come before playback may start are given out together."""
         held: list[NDArray[np.float32]] = []
-        started: float | None = None
-        given_secs = 0.0
-        peak = loudest(audio)
-        while begin < end:
-            held.append(audio)
-            given_secs += len(audio) / SAMPLE_RATE
-            if started is None and self._pace.may_start(given_secs, end - begin):
-                started = time.monotonic()
-            if started is not None:
+        playback, tail = Playback(), Tail()
+        last_phoneme = front.x.shape[2] - 2 * int(front.durations[-2:].sum())
+        enough = max(pause, _LEAST_REST)
+        while True:
+            held.append(tail.pass_on(audio))
+            if begin >= end or (begin > last_phoneme and tail.held >= enough):
+                break
+            ahead = playback.ahead_secs(time.monotonic())
+            held_secs = sum(map(len, held)) / SAMPLE_RATE
+            if held_secs and (
+                ahead is not None or self._pace.may_start(held_secs, last_phoneme - begin)
+            ):
                 yield np.concatenate(held)
                 held.clear()
-            ahead = given_secs - (time.monotonic() - started if started else 0.0)
-            after = self._pace.next_chunk(begin, end, ahead)
+                playback.given(held_secs, time.monotonic())
+            ahead = playback.ahead_secs(time.monotonic())
+            after = self._pace.next_chunk(begin, front.x.shape[2], ahead)
             try:
                 with torch.inference_mode():
                     audio = self._chunk(front, folds, begin, after, abort)
             except AbortedError:
                 return
-            peak = max(peak, loudest(audio))
             begin = after
-        _, last = speech_bounds(audio, peak)
-        keep = min(len(audio), last + pause)
-        yield np.concatenate([*held, faded(audio[:keep], start=False, end=True)])
+        yield np.concatenate([*held, tail.end(pause)])
 
     def _chunk(
         self, front: Front, folds: Folds, begin: int, end: int, abort: Abort

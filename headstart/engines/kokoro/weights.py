@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,6 +73,16 @@ def load_model(path: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def original_checkpoint() -> Path | None:
+    """The author's checkpoint, if it is in this user's Hugging Face cache."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    path = try_to_load_from_cache("hexgrad/Kokoro-82M", "kokoro-v1_0.pth")
+    return Path(path) if isinstance(path, str) else None
+
+
 def weights_of(graph: Graph) -> dict[str, NDArray[np.float32]]:
     """The parameters of `KModel` (without weight norm) that the export holds, dequantised."""
     weights: dict[str, NDArray[np.float32]] = {}
@@ -91,8 +102,8 @@ def weights_of(graph: Graph) -> dict[str, NDArray[np.float32]]:
                 transposed = node.op == "MatMulInteger"
                 weights[f"{module}.weight"] = weight.T.copy() if transposed else weight
         elif node.op in ("Conv", "ConvTranspose", "MatMul") and node.inputs[1] in graph.tensors:
-            tensor = graph.tensors[node.inputs[1]].astype(np.float32)
-            weights[f"{module}.weight"] = tensor.T.copy() if node.op == "MatMul" else tensor
+            plain: NDArray[np.float32] = graph.tensors[node.inputs[1]].astype(np.float32)
+            weights[f"{module}.weight"] = plain.T.copy() if node.op == "MatMul" else plain
         elif node.op == "Gather" and node.inputs[0].endswith(".weight_quantized"):
             # The zero point of embeddings is that of the first; the export keeps equals once.
             zero = graph.tensors["encoder.bert.embeddings.word_embeddings.weight_zero_point"]
@@ -176,12 +187,15 @@ def _without_weight_norm(model: Any) -> None:
 
 
 def _new_model(checkpoint: Path | None) -> Any:
-    kind = _kokoro_model().KModel
-    if checkpoint is not None:
-        return kind(repo_id="hexgrad/Kokoro-82M", config=CONFIG, model=str(checkpoint))
-    with tempfile.NamedTemporaryFile(suffix=".pth") as empty:
-        torch.save({}, empty.name)
-        return kind(repo_id="hexgrad/Kokoro-82M", config=CONFIG, model=empty.name)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # The package builds its layers in ways that torch would have it change.
+        warnings.simplefilter("ignore")
+        if checkpoint is None:
+            checkpoint = Path(folder, "empty.pth")
+            torch.save({}, checkpoint)
+        return _kokoro_model().KModel(
+            repo_id="hexgrad/Kokoro-82M", config=CONFIG, model=str(checkpoint)
+        )
 
 
 def _kokoro_model() -> ModuleType:
