@@ -12,17 +12,24 @@ PLAYED_AT_NS = "played_at_ns"
 nanoseconds on the pipeline's clock. Set by transports that know; read by the timeline."""
 
 
-_SPECULATIVE = "speculative"
+_ATTEMPT = "attempt"
 
 
-def mark_speculative(frame: Frame) -> None:
-    """Say that a response's first frame answers a turn that may not have ended."""
-    frame.metadata[_SPECULATIVE] = True
+def mark_attempt(frame: Frame, attempt: int) -> None:
+    """Say to which attempt a frame belongs, or on which one it is the verdict.
+
+    Marked are the context that an attempt answers, the first frame of the response, the
+    `EagerEndOfTurnCancelFrame` that withdraws it and the `UserStoppedSpeakingFrame` that
+    confirms it. Verdicts overtake what they are about; the mark says what that is.
+    A frame that has a mark keeps it.
+    """
+    frame.metadata.setdefault(_ATTEMPT, attempt)
 
 
-def is_speculative(frame: Frame) -> bool:
-    """Whether a response's first frame answers a turn that may not have ended."""
-    return bool(frame.metadata.get(_SPECULATIVE))
+def attempt_of(frame: Frame) -> int | None:
+    """The attempt a frame belongs to; None if it has nothing to do with any."""
+    attempt: int | None = frame.metadata.get(_ATTEMPT)
+    return attempt
 
 
 @dataclass
@@ -61,7 +68,7 @@ class SpeculationFiredFrame(SystemFrame):
     """An answer has been begun before the turn has ended.
 
     Parameters:
-        attempt: Its number within the turn, from 1.
+        attempt: Its number within the conversation, from 1.
         text: The words of the whole turn that it answers.
         confidence: 0..1, of those words; None where the recogniser has none.
         reason: Why now.
@@ -78,7 +85,7 @@ class SpeculationEndedFrame(SystemFrame):
     """What has become of it. Follows every `SpeculationFiredFrame` exactly once.
 
     Parameters:
-        attempt: Its number within the turn.
+        attempt: Its number within the conversation.
         committed: Whether it has become the answer of the turn.
         reason: Why, or why not.
     """
@@ -90,13 +97,15 @@ class SpeculationEndedFrame(SystemFrame):
 
 @dataclass
 class SpeculationCostFrame(SystemFrame):
-    """What the oldest attempt that has not yet been charged with it has cost.
+    """What the language model's answer in an attempt has cost.
 
     Parameters:
+        attempt: Its number within the conversation.
         input_tokens: Of the language model's request.
         output_tokens: Generated, as far as they are known of one that was cut off.
     """
 
+    attempt: int
     input_tokens: int
     output_tokens: int
 

@@ -571,9 +571,10 @@ async def test_each_turn_is_answered_once_and_no_word_is_lost() -> None:
         stages = [SileroVAD(), WhisperSTT(), UserTurn(context)]
         audio = np.concatenate([speech(name), silence(3)])
         heard = await hear(stages, audio, real_time=name == "pause-moon")
-        turns = heard.of(UserStoppedSpeakingFrame)
-        assert len(turns) == len(heard.of(LLMContextFrame)) == len(context.messages)
-        assert word_errors(said, " ".join(heard.written)) == 0
+        # A turn that had ended too early goes on in the next: nobody has heard an answer to it.
+        (message,) = context.messages
+        assert word_errors(said, str(message["content"])) == 0
+        assert heard.of(LLMContextFrame)[-1].context is context
 
 
 async def test_a_sound_without_words_ends_the_turn_unanswered() -> None:

@@ -292,9 +292,9 @@ def test_a_turn_that_gets_no_answer_closes_when_all_is_quiet() -> None:
     assert reducer.idle_since_s == 3.4
 
 
-def fired(at_s: float, text: str) -> tuple[Event, ...]:
+def fired(at_s: float, text: str, attempt: int = 1) -> tuple[Event, ...]:
     return (
-        Event(Kind.ATTEMPT_FIRED, at_s, text=text, confidence=0.9),
+        Event(Kind.ATTEMPT_FIRED, at_s, attempt=attempt, text=text, confidence=0.9),
         Event(Kind.RESPONSE_STARTED, at_s),
         Event(Kind.TOKEN, at_s + 0.1),
         Event(Kind.CLAUSE, at_s + 0.2),
@@ -311,9 +311,9 @@ def ended(at_s: float, verdict: Verdict) -> Event:
     )
 
 
-def cost(at_s: float) -> tuple[Event, ...]:
+def cost(at_s: float, attempt: int = 1) -> tuple[Event, ...]:
     return (
-        Event(Kind.ATTEMPT_COST, at_s, input_tokens=20, output_tokens=5),
+        Event(Kind.ATTEMPT_COST, at_s, attempt=attempt, input_tokens=20, output_tokens=5),
         Event(Kind.ATTEMPT_DROPPED, at_s, audio_s=0.5),
     )
 
@@ -324,10 +324,10 @@ def test_only_the_committed_attempt_gives_the_times_of_the_answer() -> None:
         *fired(1.8, "What"),
         ended(2.2, "aborted"),
         *cost(2.21),
-        *fired(2.5, "What is"),
+        *fired(2.5, "What is", 2),
         *QUESTION[5:8],
         ended(3.3, "committed"),
-        cost(3.31)[0],
+        cost(3.31, 2)[0],
         Event(Kind.BOT_STARTED, 3.35),
         Event(Kind.AUDIO_OUT, 3.4),
     )

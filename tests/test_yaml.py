@@ -443,7 +443,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("document", ["yaml.md", "processors.md"])
+@pytest.mark.parametrize("document", ["yaml.md", "processors.md", "speculation.md"])
 def test_every_pipeline_in_the_documentation_is_right(beside: Path, document: str) -> None:
     for block in blocks(document, "yaml"):
         whole = (

@@ -11,7 +11,7 @@ import typer
 from loguru import logger
 
 from headstart import __version__
-from headstart.cli import check, models, run, stages
+from headstart.cli import bench, check, models, run, stages, testing
 
 app = typer.Typer(
     name="headstart",
@@ -26,9 +26,11 @@ app = typer.Typer(
 app.command("run", cls=run.RunCommand)(run.run)
 app.command("check")(check.check)
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 app.command("stages")(stages.stages)
 app.add_typer(stages.new_app, name="new")
 app.command("schema")(stages.schema)
+app.add_typer(testing.app, name="testing")
 
 
 def set_up_logging() -> None:

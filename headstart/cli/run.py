@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from headstart.cli.repeated import repeat_option
+
 if TYPE_CHECKING:
     from headstart.pipeline.timeline import TurnRecord
 
@@ -27,24 +29,7 @@ def repeat_wav(args: list[str]) -> list[str]:
 
     Before CONFIG has been seen, `--wav` takes one file only, for the next word may be CONFIG.
     """
-    repeated: list[str] = []
-    has_config = greedy = False
-    words = iter(args)
-    for word in words:
-        if word == "--wav":
-            repeated += [word, *(next_word for next_word in [next(words, None)] if next_word)]
-            greedy = has_config
-        elif word.startswith("-"):
-            repeated.append(word)
-            greedy = False
-            if word == "--out":
-                repeated += [next_word for next_word in [next(words, None)] if next_word]
-        elif greedy:
-            repeated += ["--wav", word]
-        else:
-            repeated.append(word)
-            has_config = True
-    return repeated
+    return repeat_option(args, "--wav", behind_argument=True, valued=("--out",))
 
 
 def run(

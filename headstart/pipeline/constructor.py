@@ -62,12 +62,17 @@ def settings_model(cls: type) -> type[BaseModel] | None:
 def parameters(cls: Any) -> tuple[Parameter, ...]:
     """The keys that a class's constructor takes, its bases' through `**kwargs` included."""
     found: dict[str, Parameter] = {}
+    inherited = False
     for base in cls.__mro__:
         if "__init__" not in vars(base) or base is object:
             continue
         own, forwards = _own_parameters(base)
         for parameter in own:
+            if inherited and parameter.required:
+                # The class may well pass it on itself; its signature does not say.
+                parameter = dataclasses.replace(parameter, default=None)
             found.setdefault(parameter.name, parameter)
+        inherited = True
         if not forwards:
             break
     return tuple(found.values())

@@ -228,7 +228,10 @@ _READERS: dict[type[Frame], _Reader] = {
     UserStoppedSpeakingFrame: _event(Kind.USER_STOPPED),
     LLMContextUserTurnFrame: _event(Kind.USER_TEXT, text=_text),
     SpeculationFiredFrame: _event(
-        Kind.ATTEMPT_FIRED, text=_text, confidence=lambda f: f.confidence
+        Kind.ATTEMPT_FIRED,
+        attempt=lambda f: f.attempt,
+        text=_text,
+        confidence=lambda f: f.confidence,
     ),
     SpeculationEndedFrame: _event(
         Kind.ATTEMPT_ENDED,
@@ -237,6 +240,7 @@ _READERS: dict[type[Frame], _Reader] = {
     ),
     SpeculationCostFrame: _event(
         Kind.ATTEMPT_COST,
+        attempt=lambda f: f.attempt,
         input_tokens=lambda f: f.input_tokens,
         output_tokens=lambda f: f.output_tokens,
     ),

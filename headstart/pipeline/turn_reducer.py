@@ -52,7 +52,9 @@ class _Answer:
     @property
     def under_way(self) -> bool:
         """Whether more is to come from the LLM or the TTS."""
-        return self.responses_owed > 0 or self.voicing
+        # A synthesiser that is still busy with an interrupted answer takes its time to begin.
+        unspoken = self.first_token_s is not None and self.first_clause_s is None
+        return self.responses_owed > 0 or self.voicing or unspoken
 
 
 @dataclass
@@ -297,12 +299,11 @@ class TurnReducer:
 
     @staticmethod
     def _charge(turn: _Turn, event: Event) -> None:
-        """Note what an attempt has cost. Requests report in the order in which they were made."""
+        """Note what an attempt has cost."""
         if event.kind is Kind.ATTEMPT_COST:
             for attempt in turn.attempts:
-                if attempt.cost is None:
+                if attempt.fired.attempt == event.attempt:
                     attempt.cost = event
-                    return
         elif turn.attempts:
             last = next((a for a in reversed(turn.attempts) if a.in_vain), turn.attempts[-1])
             last.dropped_audio_s += event.audio_s

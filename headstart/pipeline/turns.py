@@ -97,7 +97,7 @@ class Kind(StrEnum):
     ATTEMPT_FIRED = "attempt_fired"
     ATTEMPT_ENDED = "attempt_ended"
     ATTEMPT_COST = "attempt_cost"
-    """What the oldest attempt that has not been charged yet has cost in tokens."""
+    """What the language model's answer in an attempt has cost in tokens."""
     ATTEMPT_DROPPED = "attempt_dropped"
     """Speech of an attempt was thrown away."""
     RESPONSE_STARTED = "response_started"
@@ -134,6 +134,8 @@ class Event:
     text: str = ""
     confirm_secs: float = 0.0
     """VAD events: how long the VAD waited before it reported."""
+    attempt: int = 0
+    """ATTEMPT_FIRED, ATTEMPT_COST: its number."""
     confidence: float | None = None
     """ATTEMPT_FIRED: of the words that it answers, 0..1."""
     verdict: Verdict = "aborted"

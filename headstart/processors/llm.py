@@ -17,6 +17,7 @@ from anthropic import (
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
+    EagerEndOfTurnCancelFrame,
     Frame,
     LLMContextFrame,
     LLMFullResponseStartFrame,
@@ -37,9 +38,9 @@ from pydantic import Field, SecretStr, field_validator
 from headstart.engines import hub
 from headstart.engines.llama import SCHEME, LlamaEngine, LlamaOptions
 from headstart.errors import HeadstartError, UsageError
-from headstart.frames import SpeculationCostFrame, WarmUpFrame, mark_speculative
+from headstart.frames import SpeculationCostFrame, WarmUpFrame, attempt_of, mark_attempt
 from headstart.processors.settings import StageSettings
-from headstart.processors.speculation import SpeculationTracker
+from headstart.processors.speculation import Attempts, SpeculationTracker, Standing
 
 _KEEPALIVE_SECS = 90.0
 """Turns are further apart than the 5 s for which the SDK keeps an idle connection."""
@@ -110,7 +111,8 @@ class AnthropicLLM(AnthropicLLMService):
     context waits until the answer to it is complete.
 
     An answer that fails ends like any other, after an `ErrorFrame` of one line. Nothing is
-    asked twice once a word of the answer is out.
+    asked twice once a word of the answer is out. A speculative answer that fails, or has no
+    words, is withdrawn instead: the end of the turn asks again.
     """
 
     _settings: AnthropicLLMSettings
@@ -131,8 +133,10 @@ class AnthropicLLM(AnthropicLLMService):
         """Whether more of the answer may come; afterwards it has only to be wound up."""
         self._said = False
         """Whether a word of the answer is out."""
-        self._speculative = False
-        """Whether the answer is to a turn that had not ended when it was asked for."""
+        self._failed = False
+        self._attempts = Attempts()
+        self._attempt: int | None = None
+        """The attempt that the answer belongs to, if it is speculative."""
         super().__init__(
             api_key="",  # the client has it
             client=_client(self._stage),
@@ -195,10 +199,13 @@ class AnthropicLLM(AnthropicLLMService):
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Answer contexts; pass on the rest, in its place."""
+        self._attempts.hear(frame)
         if isinstance(frame, LLMContextFrame):
             self._supersede_answer()
             await self._answer_is_over()
-            self._speculative = frame.speculation
+            self._attempt = attempt_of(frame)
+            if self._attempts.standing(self._attempt) is Standing.VOID:
+                return  # its withdrawal has overtaken it
         elif direction == FrameDirection.DOWNSTREAM and not isinstance(frame, SystemFrame):
             await self._answer_is_over()
         if isinstance(frame, WarmUpFrame):
@@ -208,17 +215,20 @@ class AnthropicLLM(AnthropicLLMService):
     async def push_frame(
         self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
     ) -> None:
-        """Push a frame; an answer's first frame says whether it is speculative."""
-        if self._speculative and isinstance(frame, LLMFullResponseStartFrame):
-            mark_speculative(frame)
+        """Push a frame; what begins or withdraws a speculative answer says which one."""
+        if self._attempt is not None and isinstance(
+            frame, LLMFullResponseStartFrame | EagerEndOfTurnCancelFrame
+        ):
+            mark_attempt(frame, self._attempt)
         await super().push_frame(frame, direction)
 
     async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None:
         """Report the tokens of an answer; those of a speculative one are counted apart too."""
         await super().start_llm_usage_metrics(tokens)
-        if self._speculative:
+        if self._attempt is not None:
             await self.broadcast_frame(
                 SpeculationCostFrame,
+                attempt=self._attempt,
                 input_tokens=tokens.total_tokens - tokens.completion_tokens,
                 output_tokens=tokens.completion_tokens,
             )
@@ -232,6 +242,7 @@ class AnthropicLLM(AnthropicLLMService):
         force_treat_as_permanent: bool = False,
     ) -> None:
         """Report an error in one line that says what happened."""
+        self._failed = True
         message = self._describe(exception) if exception is not None else error_msg
         await super().push_error(message, exception, fatal, category, force_treat_as_permanent)
 
@@ -240,7 +251,7 @@ class AnthropicLLM(AnthropicLLMService):
         self._answer = self.create_task(self._respond(context), "answer")
 
     async def _respond(self, context: LLMContext) -> None:
-        self._said = False
+        self._said = self._failed = False
         try:
             await super()._process_context(context)
         finally:
@@ -248,6 +259,8 @@ class AnthropicLLM(AnthropicLLMService):
             if self._events is not None:
                 # Cancelled between two tokens, the stream would stay open until collected.
                 await self._events.aclose()
+        if (self._failed or not self._said) and self._speculation_gate.is_speculating:
+            await self.broadcast_frame(EagerEndOfTurnCancelFrame)
 
     def _supersede_answer(self) -> None:
         # An answer that has arrived whole may be starting function calls: it is let finish.

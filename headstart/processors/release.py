@@ -2,35 +2,121 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from pipecat.frames.frames import (
+    EndFrame,
     Frame,
+    InterruptionFrame,
+    LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    SystemFrame,
     TTSAudioRawFrame,
-    UserStoppedSpeakingFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
-from pipecat.turns.speculation_gate import SpeculationGate, SpeculationState
 
-from headstart.frames import SpeculationDroppedFrame, is_speculative
+from headstart.frames import SpeculationDroppedFrame, attempt_of
+from headstart.processors.speculation import Attempts, Standing
+
+
+class _State(StrEnum):
+    OPEN = "open"
+    HOLDING = "holding"
+    """A response is held until the verdict on its attempt is there."""
+    DROPPING = "dropping"
+    """The rest of a void response is thrown away as it comes."""
+
+
+class Hold:
+    """Decides what leaves the gate and when; no I/O, so no two frames can race in here.
+
+    Like Pipecat's `SpeculationGate`, but it goes by the number of an attempt. A response is
+    judged when it begins and whenever a verdict comes, so that it does not matter which of the
+    two is first: a verdict overtakes what it is about, and with unnumbered ones the turn's end
+    would release a response that was withdrawn before it had arrived.
+    """
+
+    def __init__(self) -> None:
+        """Open."""
+        self._attempts = Attempts()
+        self._state = _State.OPEN
+        self._attempt: int | None = None
+        self._held: list[Frame] = []
+        self._dropped_samples = 0
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a response is held."""
+        return self._state is _State.HOLDING
+
+    def process(self, frame: Frame) -> list[Frame]:
+        """Take the next frame in; returns those that may leave now, in order."""
+        if isinstance(frame, SystemFrame):
+            self._attempts.hear(frame)
+            return [frame, *self._judge(frame)]
+        if isinstance(frame, EndFrame):  # nothing may keep it
+            return [*self._drop(), frame]
+        leaving: list[Frame] = []
+        if isinstance(frame, LLMFullResponseStartFrame):
+            # Nothing of the response before can come after this.
+            leaving = self._drop()
+            self._attempt = attempt_of(frame)
+            self._state = {
+                Standing.CONFIRMED: _State.OPEN,
+                Standing.PENDING: _State.HOLDING,
+                Standing.VOID: _State.DROPPING,
+            }[self._attempts.standing(self._attempt)]
+        if self._state is _State.OPEN:
+            leaving.append(frame)
+        else:
+            self._held.append(frame)
+            if self._state is _State.DROPPING:
+                leaving += self._drop()
+        return leaving
+
+    def take_dropped_samples(self) -> int:
+        """How much speech has been thrown away since this was last asked, in samples."""
+        samples, self._dropped_samples = self._dropped_samples, 0
+        return samples
+
+    def _judge(self, frame: SystemFrame) -> list[Frame]:
+        if self._state is not _State.HOLDING:
+            return []
+        standing = self._attempts.standing(self._attempt)
+        if standing is Standing.VOID or isinstance(frame, InterruptionFrame):
+            return self._drop()
+        if standing is Standing.CONFIRMED:
+            self._state = _State.OPEN
+            released, self._held = self._held, []
+            return released
+        return []
+
+    def _drop(self) -> list[Frame]:
+        """Throw away what is held, and what is still to come, but for what must never be lost."""
+        held, self._held = self._held, []
+        if self._state is not _State.OPEN:
+            is_complete = any(isinstance(frame, LLMFullResponseEndFrame) for frame in held)
+            self._state = _State.OPEN if is_complete else _State.DROPPING
+        self._dropped_samples += sum(
+            frame.num_frames for frame in held if isinstance(frame, TTSAudioRawFrame)
+        )
+        return [frame for frame in held if not frame.interruptible]
 
 
 class ReleaseGate(FrameProcessor):
     """The last stage before the output transport.
 
-    Hosts Pipecat's `SpeculationGate` where the audio is, instead of inside the language model's
-    service, so that the speech is synthesised while the turn is still open. Whatever a
-    speculative response brings is held in order. `UserStoppedSpeakingFrame` releases it, all
-    within the call that brings that frame; `EagerEndOfTurnCancelFrame` or an interruption
+    It holds speculative answers where the audio is, instead of inside the language model's
+    service, so that the speech is synthesised while the turn is still open. The turn's end
+    releases what is held within the call that brings it; a withdrawal or an interruption
     throws it away, together with what of it is still under way.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         """Open, until a speculative response comes."""
         super().__init__(**kwargs)
-        self._gate = SpeculationGate(name=f"{self}::SpeculationGate")
-        self._held_samples = 0
+        self._hold = Hold()
         self._ready_ns: int | None = None
         """When the first of the held audio came, on the pipeline's clock."""
         self._late_ns = 0
@@ -39,31 +125,24 @@ class ReleaseGate(FrameProcessor):
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Push, hold or drop the frame."""
         await super().process_frame(frame, direction)
+        if direction is FrameDirection.UPSTREAM:
+            await self.push_frame(frame, direction)
+            return
         if isinstance(frame, LLMFullResponseStartFrame):
-            await self._report_dropped()
             self._ready_ns, self._late_ns = None, 0
-            self._gate.begin_speculation(is_speculative(frame))
-        elif isinstance(frame, UserStoppedSpeakingFrame) and self._ready_ns is not None:
-            self._late_ns = self.get_clock().get_time() - self._ready_ns
-            self._ready_ns = None
-        elif isinstance(frame, TTSAudioRawFrame):
-            self._held_samples += frame.num_frames
-        passed = self._gate.process(frame, direction)
-        is_holding = self._gate.state is SpeculationState.HOLDING
-        if is_holding and self._held_samples and self._ready_ns is None:
-            self._ready_ns = self.get_clock().get_time()
-        for passing, towards in passed:
-            if isinstance(passing, TTSAudioRawFrame):
-                self._held_samples -= passing.num_frames
+        was_holding = self._hold.is_holding
+        leaving = self._hold.process(frame)
+        now_ns = self.get_clock().get_time()
+        if self._hold.is_holding:
+            if self._ready_ns is None and isinstance(frame, TTSAudioRawFrame):
+                self._ready_ns = now_ns
+        elif was_holding and self._ready_ns is not None:
+            # Words are timed by when their audio was made; they are heard later.
+            self._late_ns = now_ns - self._ready_ns
+        for passing in leaving:
             if passing.pts:
-                # Words are timed by when their audio was made; they are heard later.
                 passing.pts += self._late_ns
-            await self.push_frame(passing, towards)
-        if not is_holding:
-            await self._report_dropped()
-
-    async def _report_dropped(self) -> None:
-        if self._held_samples:
-            samples, self._held_samples = self._held_samples, 0
+            await self.push_frame(passing)
+        if samples := self._hold.take_dropped_samples():
             secs = samples / self.processor_setup.audio_out_sample_rate
             await self.push_frame(SpeculationDroppedFrame(audio_secs=secs))

@@ -1,18 +1,72 @@
-"""What the stages between the trigger and the release gate know of a speculation."""
+"""What the stages between the trigger and the release gate know of the attempts."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from pipecat.frames.frames import Frame, SystemFrame
+from pipecat.frames.frames import (
+    EagerEndOfTurnCancelFrame,
+    Frame,
+    InterruptionFrame,
+    SystemFrame,
+    UserStoppedSpeakingFrame,
+)
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.turns.speculation_gate import GatedFrame, SpeculationGate
+
+from headstart.frames import attempt_of
+
+
+class Standing(StrEnum):
+    """What an answer is worth."""
+
+    PENDING = "pending"
+    """Its turn has not ended."""
+    CONFIRMED = "confirmed"
+    """It is the answer of its turn; so is every answer that belongs to no attempt."""
+    VOID = "void"
+    """Withdrawn or interrupted: nothing more of it counts, however late it comes."""
+
+
+class Attempts:
+    """How the attempts stand, as far as one stage has heard.
+
+    Verdicts are system frames: they overtake what they are about, and reach each stage in a
+    moment of its own. What belongs to an attempt therefore never follows the last verdict but
+    the verdict on its own number. Attempts are numbered in the order in which they are begun,
+    at most one is pending, and a verdict is final: what came before the last one is void.
+    """
+
+    def __init__(self) -> None:
+        """No attempt has been heard of."""
+        self._settled = 0
+        self._confirmed = False
+
+    def hear(self, frame: Frame) -> None:
+        """Note what the frame says about an attempt, if it does."""
+        if isinstance(frame, InterruptionFrame):
+            self._confirmed = False
+            return
+        attempt = attempt_of(frame)
+        if attempt is None or attempt <= self._settled:
+            return
+        if isinstance(frame, EagerEndOfTurnCancelFrame | UserStoppedSpeakingFrame):
+            self._settled = attempt
+            self._confirmed = isinstance(frame, UserStoppedSpeakingFrame)
+
+    def standing(self, attempt: int | None) -> Standing:
+        """How an attempt stands; None: an answer that belongs to no attempt."""
+        if attempt is None or (attempt == self._settled and self._confirmed):
+            return Standing.CONFIRMED
+        return Standing.PENDING if attempt > self._settled else Standing.VOID
 
 
 class SpeculationTracker(SpeculationGate):
     """Pipecat's gate, held open: it knows whether the turn is confirmed, and holds nothing.
 
-    For stages that should work ahead, because the release gate behind them holds what they make.
+    For language model services that should work ahead, because the release gate holds what they
+    make.
     """
 
     def process(self, frame: Frame, direction: FrameDirection) -> list[GatedFrame]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from loguru import logger
 from pipecat.frames.frames import (
+    BotStartedSpeakingFrame,
+    EagerEndOfTurnCancelFrame,
     Frame,
     InputAudioRawFrame,
+    InterruptionFrame,
+    LLMContextFrame,
+    LLMContextUserTurnFrame,
     MetricsFrame,
     TranscriptionFrame,
+    UserStoppedSpeakingFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
@@ -22,11 +29,16 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMUserAggregator,
     LLMUserAggregatorParams,
 )
-from pipecat.processors.frame_processor import FrameProcessorSetup
+from pipecat.processors.frame_processor import (
+    FrameCallback,
+    FrameDirection,
+    FrameProcessorSetup,
+)
 from pipecat.turns.types import ProcessFrameResult, UserTurnSpeculation
-from pipecat.turns.user_start import VADUserTurnStartStrategy
+from pipecat.turns.user_start import BaseUserTurnStartStrategy, VADUserTurnStartStrategy
 from pipecat.turns.user_stop import BaseUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
+from pipecat.utils.string import TextPartForConcatenation
 from pydantic import Field
 
 from headstart.engines import hub
@@ -36,6 +48,8 @@ from headstart.frames import (
     SpeculationCostFrame,
     SpeculationEndedFrame,
     SpeculationFiredFrame,
+    attempt_of,
+    mark_attempt,
 )
 from headstart.processors.audio import MODEL_RATE, AudioRing, Resampler, as_float
 from headstart.processors.settings import StageSettings
@@ -65,7 +79,13 @@ class TurnSettings(StageSettings):
 
 
 class UserTurn(LLMUserAggregator):
-    """Pipecat's user aggregator, with turns that begin with the voice and end as `TurnEnd` says."""
+    """Pipecat's user aggregator, with turns that begin with the voice and end as `TurnEnd` says.
+
+    Words that come so late that their turn has been given up begin one of their own.
+
+    A user who goes on speaking before anything of the answer was heard has not finished: the
+    words so far belong to the turn that begins then, and are taken back out of the context.
+    """
 
     def __init__(
         self, context: LLMContext, settings: TurnSettings | None = None, **kwargs: Any
@@ -77,12 +97,15 @@ class UserTurn(LLMUserAggregator):
             settings: When a turn ends.
             **kwargs: For Pipecat's aggregator.
         """
-        self.stop_strategy = TurnEndStrategy(settings or TurnSettings())
+        self.stop_strategy = TurnEndStrategy(settings or TurnSettings(), self.push_frame)
+        self._written: tuple[object, str] | None = None
+        """The user's last message in the context, and its text, until something is answered."""
         super().__init__(
             context,
             params=LLMUserAggregatorParams(
                 user_turn_strategies=UserTurnStrategies(
-                    start=[VADUserTurnStartStrategy()], stop=[self.stop_strategy]
+                    start=[VADUserTurnStartStrategy(), LateWordsStrategy(self.stop_strategy.end)],
+                    stop=[self.stop_strategy],
                 ),
                 user_turn_stop_timeout=_WATCHDOG_SECS,
                 empty_user_turn=None,
@@ -103,9 +126,77 @@ class UserTurn(LLMUserAggregator):
         """The weights that the stage needs."""
         return (SmartTurnOptions().asset,) if settings.smart_turn else ()
 
+    async def queue_frame(
+        self,
+        frame: Frame,
+        direction: FrameDirection = FrameDirection.DOWNSTREAM,
+        callback: FrameCallback | None = None,
+    ) -> None:
+        """Queue a frame; an interruption, which empties the queue, takes no words with it."""
+        if isinstance(frame, TranscriptionFrame):
+            frame.interruptible = False
+        await super().queue_frame(frame, direction, callback)
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Collect words, and follow what happens to the turn."""
+        if isinstance(frame, TranscriptionFrame | ProgressiveTranscriptionFrame):
+            # A turn is open, or begins with these words.
+            if self.stop_strategy.in_turn or (
+                isinstance(frame, TranscriptionFrame) and frame.text.strip()
+            ):
+                self._take_back_unanswered()
+        elif isinstance(frame, BotStartedSpeakingFrame):
+            self._written = None
+        await super().process_frame(frame, direction)
+        if isinstance(frame, EagerEndOfTurnCancelFrame) and self.stop_strategy.unconfirm(frame):
+            await self.push_context_frame()
+
+    async def push_frame(
+        self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
+    ) -> None:
+        """Push a frame; one that begins, withdraws or confirms an attempt says which one."""
+        attempt = self.stop_strategy.attempt_for(frame)
+        if attempt is not None:
+            mark_attempt(frame, attempt)
+        if isinstance(frame, LLMContextUserTurnFrame):
+            self._written = self.messages[-1], frame.text
+        await super().push_frame(frame, direction)
+
+    def _take_back_unanswered(self) -> None:
+        written, text = self._written or (None, "")
+        messages = self.messages
+        if not messages or messages[-1] is not written:
+            return
+        self.context.set_messages(messages[:-1])
+        self._aggregation.insert(
+            0, TextPartForConcatenation(text, includes_inter_part_spaces=False)
+        )
+        self.stop_strategy.reopen(text)
+
 
 class AssistantTurn(LLMAssistantAggregator):
     """Pipecat's assistant aggregator: adds what the user heard of an answer to the context."""
+
+
+class LateWordsStrategy(BaseUserTurnStartStrategy):  # type: ignore[no-untyped-call]
+    """Begins a turn with a final transcript that came after its own turn had been given up."""
+
+    def __init__(self, end: TurnEnd) -> None:
+        """Make the strategy.
+
+        Args:
+            end: Knows whether a turn is open, and is told about those that begin here.
+        """
+        super().__init__()
+        self._end = end
+
+    async def process_frame(self, frame: Frame) -> ProcessFrameResult:
+        """Begin a turn if words have come."""
+        late = isinstance(frame, TranscriptionFrame) and frame.text.strip()
+        if late and not self._end.in_turn:
+            await self.trigger_user_turn_started()
+            self._end.begun_by_words()
+        return ProcessFrameResult.CONTINUE
 
 
 class TurnEndStrategy(BaseUserTurnStopStrategy):
@@ -118,11 +209,18 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
     _engine: SmartTurnEngine
     _resample: Resampler
 
-    def __init__(self, settings: TurnSettings) -> None:
-        """Make the strategy; its engine is fetched when the pipeline sets up."""
+    def __init__(self, settings: TurnSettings, report: Callable[[Frame], Awaitable[None]]) -> None:
+        """Make the strategy; its engine is fetched when the pipeline sets up.
+
+        Args:
+            settings: When a turn ends.
+            report: Pushes a frame down the pipeline at once, in its place among the frames of
+                the turn; Pipecat's `push_frame` of a strategy queues it.
+        """
         super().__init__()
+        self._report = report
         self._settings = settings
-        self._end = TurnEnd(
+        self.end = TurnEnd(
             threshold=settings.threshold if settings.smart_turn else 0.0,
             silence_secs=settings.silence_secs,
             final_timeout_secs=settings.final_timeout_secs,
@@ -133,6 +231,41 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         self._words: list[str] = []
         """The final texts of the turn so far."""
         self.trigger: TriggerPolicy | None = None
+        self._confirmed: int | None = None
+        """The attempt that answers the last turn."""
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether a turn is going on."""
+        return self.end.in_turn
+
+    def reopen(self, text: str) -> None:
+        """The turn that has begun goes on with one that had ended on these words."""
+        self._words.insert(0, text)
+        if self.trigger is not None:
+            self.trigger.turn_reopened(text)
+
+    def attempt_for(self, frame: Frame) -> int | None:
+        """The attempt that a frame of ours begins, withdraws or confirms, if it does."""
+        if isinstance(frame, UserStoppedSpeakingFrame):
+            return self._confirmed
+        if isinstance(frame, EagerEndOfTurnCancelFrame) or (
+            isinstance(frame, LLMContextFrame) and frame.speculation
+        ):
+            return self.trigger.latest if self.trigger is not None else None
+        return None
+
+    def unconfirm(self, withdrawal: EagerEndOfTurnCancelFrame) -> bool:
+        """Whether this withdraws the answer of the last turn, which then has none.
+
+        A stage that has to give its answer up (a tool call, an error) says so while it is
+        speculative; the turn may have ended on the answer before anybody heard of that.
+        """
+        withdrawn = attempt_of(withdrawal)
+        if withdrawn is None or withdrawn != self._confirmed:
+            return False
+        self._confirmed = None
+        return True
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Fetch the shared model.
@@ -153,18 +286,18 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
 
     async def handle_user_turn_started(self) -> None:
         """A turn has begun."""
-        self._end.turn_started()
+        self.end.turn_started()
+        self._confirmed = None
         if self.trigger is not None:
             self.trigger.turn_started()
 
     async def handle_user_turn_stopped(self) -> None:
         """The turn has ended, by our decision or another's."""
-        self._end.turn_stopped()
+        self.end.turn_stopped()
         self._from = None
         self._words = []
-        await self._stop_judging()
-        if self.trigger is not None and self.trigger.pending is not None:
-            # Ended over our head (the watchdog, an interruption): nothing confirms the answer.
+        if self.trigger is not None:
+            # Pending still, if it ended over our head (the watchdog): nothing confirms the answer.
             await self._follow(self.trigger.cancel())
 
     async def process_frame(self, frame: Frame) -> ProcessFrameResult:
@@ -172,9 +305,9 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         if isinstance(frame, InputAudioRawFrame):
             samples = self._resample(frame.audio)
             self._audio.hear(samples)
-            await self._act(self._end.silent(len(samples) / MODEL_RATE))
+            await self._act(self.end.silent(len(samples) / MODEL_RATE))
         elif isinstance(frame, VADUserStartedSpeakingFrame):
-            self._end.vad_started()
+            self.end.vad_started()
             if self.trigger is not None:
                 self.trigger.speech_resumed()
             await self._stop_judging()
@@ -182,25 +315,31 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
                 before = _BEFORE_SPEECH_SECS + frame.start_secs
                 self._from = max(0, self._audio.heard - int(before * MODEL_RATE))
         elif isinstance(frame, VADUserStoppedSpeakingFrame):
-            ending = self._end.vad_stopped(frame.stop_secs)
-            if self._settings.smart_turn and self._end.in_turn:
+            ending = self.end.vad_stopped(frame.stop_secs)
+            if self._settings.smart_turn and self.end.in_turn:
                 await self._stop_judging()
-                self._judging = self.create_task(self._judge(self._end.stops), "smart-turn")
+                self._judging = self.create_task(self._judge(self.end.stops), "smart-turn")
             await self._act(ending)
         elif isinstance(frame, TranscriptionFrame):
             self._words.append(frame.text)
-            ending = self._end.transcript(frame.text, final=frame.finalized)
-            if ending is None and self.trigger is not None and self._end.in_turn:
+            ending = self.end.transcript(frame.text, final=frame.finalized)
+            if ending is None and self.trigger is not None and self.end.in_turn:
                 await self._follow(self.trigger.final(frame.text, self._heard_secs))
             await self._act(ending)
         elif self.trigger is not None:
             if isinstance(frame, ProgressiveTranscriptionFrame):
-                if self._end.in_turn:
+                if self.end.in_turn:
                     await self._follow(
                         self.trigger.partial(frame.text, frame.confidence, self._heard_secs)
                     )
             elif isinstance(frame, SpeculationCostFrame):
                 self.trigger.spent(frame.input_tokens + frame.output_tokens, self._heard_secs)
+            elif isinstance(frame, InterruptionFrame) or (
+                isinstance(frame, EagerEndOfTurnCancelFrame)
+                and attempt_of(frame) == self.trigger.latest
+            ):
+                # A later stage can not or may not go on with the answer.
+                await self._follow(self.trigger.cancel())
         return ProcessFrameResult.CONTINUE
 
     @property
@@ -214,10 +353,12 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         logger.debug(f"{self}: the user's turn has ended ({ending})")
         if self.trigger is not None:
             decision = self.trigger.turn_ended(" ".join(self._words))
-            await self._follow(decision)
-            if decision.action is Action.COMMIT:
+            if decision.action is Action.COMMIT and decision.attempt is not None:
+                self._confirmed = decision.attempt.number
                 await self.trigger_user_turn_finalized(confirms_speculation=True)
+                await self._follow(decision)
                 return
+            await self._follow(decision)
         await self.trigger_user_turn_stopped()
 
     async def _follow(self, decision: Decision) -> None:
@@ -226,7 +367,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         if attempt is None:
             return
         if decision.action is Action.FIRE:
-            await self.push_frame(
+            await self._report(
                 SpeculationFiredFrame(
                     attempt.number, attempt.text, attempt.confidence, decision.reason
                 )
@@ -238,7 +379,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         committed = decision.action is Action.COMMIT
         if not committed:
             await self.trigger_user_turn_speculation_cancelled()  # type: ignore[no-untyped-call]
-        await self.push_frame(SpeculationEndedFrame(attempt.number, committed, decision.reason))
+        await self._report(SpeculationEndedFrame(attempt.number, committed, decision.reason))
 
     async def _judge(self, stop: int) -> None:
         begun = time.monotonic()
@@ -249,7 +390,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         except Exception as error:  # without a verdict, the user counts as finished
             logger.warning(f"{self}: Smart Turn gave no verdict: {error}")
             probability = 1.0
-        self._judging = None  # ending the turn must not cancel this task
+        self._judging = None  # what the verdict brings about is not to be cancelled
         await self.push_frame(
             MetricsFrame(
                 data=[
@@ -262,7 +403,10 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
                 ]
             )
         )
-        await self._act(self._end.verdict(stop, probability))
+        ending = self.end.verdict(stop, probability)
+        if ending is None and self.trigger is not None and self.end.in_turn:
+            await self._follow(self.trigger.completeness(probability, self._heard_secs))
+        await self._act(ending)
 
     async def _stop_judging(self) -> None:
         if self._judging:

@@ -69,6 +69,12 @@ class TurnEnd:
         self._words = False
         self._forget_stop()
 
+    def begun_by_words(self) -> None:
+        """The turn is one of words that came when theirs was over: nobody speaks any more."""
+        if not self._speaking:
+            self._stopped = True
+            self._patience_secs = 0.0
+
     def turn_stopped(self) -> None:
         """The turn has ended, for a reason of ours or of somebody else."""
         self._in_turn = False

@@ -11,6 +11,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 from pipecat.frames.frames import CancelFrame, EndFrame, StartFrame
+from pipecat.processors.frame_processor import FrameProcessorSetup
 
 from headstart.errors import AudioFileError
 from headstart.transports.memory import PARAMS, MemoryInput, MemoryTransport, PlayedAudio
@@ -131,6 +132,11 @@ class WavInput(MemoryInput):
         self._utterance: Samples = np.zeros(0, np.int16)
         self._spoken: asyncio.Future[Spoken] | None = None
         self._microphone: asyncio.Task[None] | None = None
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
+        """Note the rate of the answer, for it may stay away."""
+        await super().setup(setup)
+        self._recording.out_sample_rate = setup.audio_out_sample_rate
 
     async def start(self, frame: StartFrame) -> None:
         """Get ready to take audio; the microphone is switched on for the first utterance."""

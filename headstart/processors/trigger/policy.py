@@ -1,7 +1,7 @@
 """When to begin an answer before the turn has ended, and when to throw it away.
 
-A pure, synchronous state machine: no I/O and no clock; time comes from the audio. The stage
-around it (`processor.py`) turns frames into calls and decisions into frames.
+A pure, synchronous state machine: no I/O and no clock; time comes from the audio. The turn
+stage (`processors/turn.py`) turns frames into calls and decisions into frames.
 """
 
 from __future__ import annotations
@@ -88,11 +88,10 @@ _CHANGED = {
 
 @dataclass(frozen=True)
 class Attempt:
-    """A speculative answer under way. Everything made for it carries this token."""
+    """A speculative answer under way."""
 
-    turn: int
     number: int
-    """1 for the first of its turn."""
+    """Counted over the conversation, from 1: it stands for this attempt and no other."""
     text: str
     """The words of the whole turn that it answers."""
     confidence: float | None
@@ -112,7 +111,6 @@ class Decision:
 class _Turn:
     """What is known of the turn being spoken."""
 
-    number: int
     attempts: int = 0
     pending: Attempt | None = None
     finals: str = ""
@@ -135,16 +133,26 @@ class TriggerPolicy:
         self._match = TieredMatch(keep_extended=settings.keep_extended)
         self._limit = SpendingLimit(settings.tokens_per_minute)
         self._breaker = Breaker(settings.max_discard_rate)
-        self._turn = _Turn(number=1)
+        self._turn = _Turn()
+        self._begun = 0
 
     @property
     def pending(self) -> Attempt | None:
         """The attempt that is neither committed nor aborted yet."""
         return self._turn.pending
 
+    @property
+    def latest(self) -> int:
+        """The number of the attempt that was begun last; 0 before the first."""
+        return self._begun
+
     def turn_started(self) -> None:
         """A turn begins: what is left of one that ended without `turn_ended` is forgotten."""
-        self._turn = _Turn(self._turn.number, pending=self._turn.pending)
+        self._turn = _Turn(pending=self._turn.pending)
+
+    def turn_reopened(self, text: str) -> None:
+        """The turn that has just begun goes on with one that had ended on these words."""
+        self._turn.finals = _join(text, self._turn.finals)
 
     def partial(self, text: str, confidence: float | None, at_secs: float) -> Decision:
         """The recogniser's newest hypothesis for the segment being spoken.
@@ -183,8 +191,7 @@ class TriggerPolicy:
 
     def turn_ended(self, text: str) -> Decision:
         """The turn is over with these words: what is pending is committed or aborted."""
-        turn = self._turn
-        attempt = turn.pending
+        attempt = self._turn.pending
         if attempt is None:
             decision = Decision(Action.WAIT, Reason.NOTHING_PENDING)
         elif self._match.matches(attempt.text, text):
@@ -194,7 +201,7 @@ class TriggerPolicy:
             decision = Decision(Action.COMMIT, reason, attempt)
         else:
             decision = self._abort(_CHANGED[self._match.compare(attempt.text, text).change])
-        self._turn = _Turn(turn.number + 1)
+        self._turn = _Turn()
         return decision
 
     def cancel(self) -> Decision:
@@ -232,9 +239,8 @@ class TriggerPolicy:
         if reason is not None:
             return Decision(Action.WAIT, reason)
         self._turn.attempts += 1
-        self._turn.pending = Attempt(
-            self._turn.number, self._turn.attempts, self._turn.heard, self._turn.confidence, at_secs
-        )
+        self._begun += 1
+        self._turn.pending = Attempt(self._begun, self._turn.heard, self._turn.confidence, at_secs)
         why = Reason.STABLE if self._turn.confidence is None else Reason.CONFIDENT
         return Decision(Action.FIRE, why, self._turn.pending)
 

@@ -14,15 +14,16 @@ from loguru import logger
 from numpy.typing import NDArray
 from pipecat.frames.frames import (
     CancelFrame,
-    EagerEndOfTurnCancelFrame,
     EndFrame,
     ErrorFrame,
     Frame,
     InterruptionFrame,
+    LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    LLMTextFrame,
+    SystemFrame,
     TTSAudioRawFrame,
     TTSStoppedFrame,
-    UserStoppedSpeakingFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pipecat.services.settings import TTSSettings
@@ -31,14 +32,14 @@ from pipecat.transcriptions.language import Language
 from pipecat.utils.types import NOT_GIVEN, NotGiven
 from pydantic import Field
 
-from headstart.engines.hub import shared
+from headstart.engines import hub
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES
 from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError
-from headstart.frames import is_speculative
+from headstart.frames import attempt_of
 from headstart.processors.settings import StageSettings
-from headstart.processors.speculation import SpeculationTracker
+from headstart.processors.speculation import Attempts, Standing
 from headstart.processors.tts.aggregator import ClauseAggregator
 from headstart.processors.tts.spoken import as_spoken
 
@@ -131,7 +132,10 @@ class KokoroTTS(TTSService):
         self._speaker: asyncio.Task[None] | None = None
         self._clause: tuple[str, asyncio.Task[None]] | None = None
         self._clocks: dict[str, _ContextClock] = {}
-        self._tracker = SpeculationTracker(name=f"{self}::SpeculationTracker")
+        self._attempts = Attempts()
+        self._attempt: int | None = None
+        """The attempt that the answer being spoken belongs to, if it is speculative."""
+        self._standing = Standing.CONFIRMED
         self._settled = asyncio.Event()
         self._settled.set()
         self._ahead_secs = 0.0
@@ -160,7 +164,7 @@ class KokoroTTS(TTSService):
             UsageError: There is no such voice.
         """
         await super().setup(setup)
-        self._engine = await shared.get(
+        self._engine = await hub.shared.get(
             KokoroEngine, KokoroOptions(engine=self._options.engine, threads=self._options.threads)
         )
         self._engine.check(self._options.voice, self._options.speed)
@@ -185,24 +189,37 @@ class KokoroTTS(TTSService):
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Speak; of an answer that is not confirmed yet only the beginning."""
+        self._attempts.hear(frame)
         if isinstance(frame, LLMFullResponseStartFrame):
-            self._begin_answer(speculative=is_speculative(frame))
-        elif isinstance(frame, EagerEndOfTurnCancelFrame) and self._tracker.is_speculating:
-            await self._withdraw(direction)
-        elif isinstance(frame, UserStoppedSpeakingFrame) and self._tracker.is_speculating:
-            self._confirm()
-        self._tracker.process(frame, direction)
+            self._begin_answer(attempt_of(frame))
+        elif self._standing is Standing.PENDING and isinstance(frame, SystemFrame):
+            await self._judge(frame, direction)
+        if self._standing is Standing.VOID and isinstance(
+            frame, LLMFullResponseStartFrame | LLMTextFrame | LLMFullResponseEndFrame
+        ):
+            return
         await super().process_frame(frame, direction)
 
-    def _begin_answer(self, *, speculative: bool) -> None:
-        self._tracker.begin_speculation(speculative)
+    def _begin_answer(self, attempt: int | None) -> None:
+        self._attempt = attempt
+        self._standing = self._attempts.standing(attempt)
         self._ahead_secs = 0.0
-        if self._tracker.is_speculating:
+        if self._standing is Standing.PENDING:
             self._settled.clear()
             self._ticket = Ticket(Priority.SPECULATIVE)
         else:
             self._settled.set()
             self._ticket = Ticket()
+
+    async def _judge(self, frame: SystemFrame, direction: FrameDirection) -> None:
+        self._standing = self._attempts.standing(self._attempt)
+        if isinstance(frame, InterruptionFrame):
+            self._standing = Standing.VOID
+            self._settled.set()
+        elif self._standing is Standing.CONFIRMED:
+            self._confirm()
+        elif self._standing is Standing.VOID:
+            await self._withdraw(direction)
 
     def _confirm(self) -> None:
         """What was made is heard from now on, and the rest is urgent."""
@@ -263,21 +280,25 @@ class KokoroTTS(TTSService):
             if request.text is None:
                 await self._end_context(request.context_id)
                 continue
-            if self._ahead_secs >= _AHEAD_SECS:
-                await self._settled.wait()
-                if not self.audio_context_available(request.context_id):
-                    continue  # withdrawn meanwhile
-            # A task of its own, so that an interruption can end the clause alone.
             context_id = request.context_id
-            clause = self.create_task(self._speak_clause(request.text, context_id), "clause")
             awake = self.create_task(self._keep_waiting(context_id), "keep-waiting")
-            self._clause = (context_id, clause)
             try:
-                await asyncio.wait([clause])
+                if self._ahead_secs >= _AHEAD_SECS:
+                    await self._settled.wait()
+                if self.audio_context_available(context_id):  # not withdrawn meanwhile
+                    await self._speak_apart(request.text, context_id)
             finally:
-                self._clause = None
                 await self.cancel_task(awake)
-                await self.cancel_task(clause)
+
+    async def _speak_apart(self, text: str, context_id: str) -> None:
+        """Speak a clause in a task of its own, so that an interruption can end it alone."""
+        clause = self.create_task(self._speak_clause(text, context_id), "clause")
+        self._clause = (context_id, clause)
+        try:
+            await asyncio.wait([clause])
+        finally:
+            self._clause = None
+            await self.cancel_task(clause)
 
     async def _speak_clause(self, text: str, context_id: str) -> None:
         assert self._engine is not None
@@ -296,8 +317,8 @@ class KokoroTTS(TTSService):
                         [(word.text, start_secs + word.start_secs) for word in piece.words],
                         context_id,
                     )
-        except HeadstartError as error:
-            await self.append_to_audio_context(context_id, ErrorFrame(str(error)))
+        except Exception as error:  # whatever it is, the conversation goes on without this clause
+            await self.append_to_audio_context(context_id, ErrorFrame(f"Kokoro: {error}"))
 
     async def _push_audio(self, samples: NDArray[np.float32], context_id: str) -> None:
         audio = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()

@@ -1,0 +1,1 @@
+"""Measures pipelines against each other on the waveform: utterances, arms, runs, statistics."""

@@ -1,0 +1,88 @@
+"""What a benchmark ran on, and what its processes used of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = (
+    "headstart pipecat-ai anthropic openai ctranslate2 faster-whisper onnxruntime torch xllamacpp "
+    "kokoro-onnx numpy"
+).split()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that matter, those that are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int | float]:
+    """Processor, cores, memory and load."""
+    described: dict[str, str | int | float] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "load_1m": round(os.getloadavg()[0], 2),
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        described["memory_gb"] = round(memory / 1e9, 1)
+    return described
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What this process and its children have used so far."""
+
+    cpu_s: float
+    peak_rss_mb: float
+
+
+def usage() -> Usage:
+    """Of this process and, where there is a /proc, of the children that live."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    in_kib = 1024 if sys.platform != "darwin" else 1
+    cpu_s, rss_bytes = own.ru_utime + own.ru_stime, own.ru_maxrss * in_kib
+    for pid in _children(os.getpid()):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:  # it has just ended
+            continue
+        cpu_s += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+        rss_bytes += int(peaks[0]) * 1024 if peaks else 0
+    return Usage(cpu_s, rss_bytes / 1e6)
+
+
+def _children(pid: int) -> Iterator[int]:
+    """The children of a process, and theirs."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found = [int(child) for child in task.read_text().split()]
+        except OSError:
+            continue
+        for child in found:
+            yield child
+            yield from _children(child)

@@ -1,0 +1,186 @@
+"""Tells a benchmark's results: on the terminal, and as report.md, report.html and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from headstart.bench import page, plots
+from headstart.bench.measure import STAGES
+from headstart.bench.results import ArmSummary, Comparison, Results, Spread
+from headstart.errors import HeadstartError
+
+FAILURES = {
+    "early": "the bot spoke before the user had finished",
+    "twice": "two answers were heard",
+    "half": "the answer was to half the words",
+    "none": "no answer was heard",
+    "crashed": "the conversation broke off",
+}
+"""What a failure means."""
+
+
+def write_reports(results: Results, out: Path) -> None:
+    """Write results.json, report.md, report.html and the two pictures.
+
+    Raises:
+        HeadstartError: The folder cannot be written.
+    """
+    try:
+        results.save(out)
+        (out / "report.md").write_text(markdown(results), "utf-8")
+        (out / "report.html").write_text(page.html(results, out), "utf-8")
+        (out / "voice-to-voice.svg").write_text(plots.distribution(results), "utf-8")
+        (out / "stages.svg").write_text(plots.stages(results), "utf-8")
+    except OSError as error:
+        raise HeadstartError(f"{out}: cannot be written ({error.strerror})") from None
+
+
+def print_summary(results: Results, console: Console) -> None:
+    """Print the figures that matter most."""
+    for title, head, rows in tables(results):
+        table = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+
+
+def markdown(results: Results) -> str:
+    """The report as Markdown; its pictures lie beside it."""
+    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    lines = [
+        "# Benchmark",
+        "",
+        f"    {results.command}",
+        "",
+        f"{results.started_at}, {len(results.runs)} runs in {results.duration_s / 60:.0f} minutes, "
+        f"seed {results.seed}. {'' if results.complete else '**Broken off early.** '}",
+        f"Machine: {machine}.  ",
+        f"Versions: {versions}.",
+        "",
+        "![Voice to voice](voice-to-voice.svg)",
+        "![Stages](stages.svg)",
+        "",
+        "Measured on the waveform, from the true end of the user's voice to the first audible "
+        "sample of the bot. Runs that failed are counted and are in no other figure.",
+    ]
+    for title, head, rows in tables(results):
+        lines += ["", f"## {title}", "", _row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
+        lines += [_row(row) for row in rows]
+    lines += ["", *(f"- *{name}*: {meaning}" for name, meaning in FAILURES.items()), ""]
+    return "\n".join(lines)
+
+
+Rows = list[list[str]]
+
+
+def tables(results: Results) -> list[tuple[str, list[str], Rows]]:
+    """(title, head, rows) of everything that is told in figures."""
+    arms = results.arms
+    kinds = list(next(iter(arms.values())).kinds)
+    found: list[tuple[str, list[str], Rows]] = [
+        (
+            "Voice to voice, s",
+            ["arm", "p50", "p95", "n", "failed", *(f"{kind} p50" for kind in kinds)],
+            [
+                [
+                    name,
+                    *_spread(arm.voice_to_voice_s),
+                    *(
+                        _seconds(arm.kinds[kind].p50) if kind in arm.kinds else "-"
+                        for kind in kinds
+                    ),
+                ]
+                for name, arm in arms.items()
+            ],
+        ),
+        ("Compared in pairs", _PAIR_HEAD, [_pair(one) for one in results.comparisons]),
+        (
+            "Where the wait goes, s (p50, and the sum of the means)",
+            ["arm", *STAGES, "sum", "residual"],
+            [
+                [
+                    name,
+                    *(_seconds(arm.stages_s[stage].p50) for stage in STAGES),
+                    _seconds(sum(arm.stages_mean_s.values())),
+                    _seconds(arm.residual_s.p50),
+                ]
+                for name, arm in arms.items()
+            ],
+        ),
+        (
+            "Failures",
+            ["arm", *FAILURES],
+            [[name, *(str(arm.failures[key]) for key in FAILURES)] for name, arm in arms.items()],
+        ),
+        ("Cost", _COST_HEAD, [_cost(name, arm) for name, arm in arms.items()]),
+    ]
+    if any(arm.speculation.fired for arm in arms.values()):
+        rows = [_speculation(name, arm) for name, arm in arms.items() if arm.speculation.fired]
+        found.append(("Speculation", _SPECULATION_HEAD, rows))
+    return found
+
+
+_PAIR_HEAD = ["arm", "against", "of", "pairs", "failed", "ratio (95 %)", "difference, s (95 %)"]
+_COST_HEAD = ["arm", "WER", "CPU s a turn", "CPU share", "peak RSS, MB"]
+_SPECULATION_HEAD = (
+    "arm|fired|committed|precision|recall|lead, ms|saved, ms|wasted tokens a turn|wasted audio, s"
+).split("|")
+
+
+def _pair(one: Comparison) -> list[str]:
+    ratio, difference = "-", "-"
+    if one.ratio is not None and one.difference_s is not None:
+        ratio = f"{one.ratio.value:.2f} ({one.ratio.low:.2f} to {one.ratio.high:.2f})"
+        d = one.difference_s
+        difference = f"{d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f})"
+    kind = one.kind or "all"
+    return [one.arm, one.against, kind, str(one.n), str(one.failed), ratio, difference]
+
+
+def _cost(name: str, arm: ArmSummary) -> list[str]:
+    return [
+        name,
+        _percent(arm.word_error_rate),
+        _seconds(arm.cpu_s_per_turn),
+        _percent(arm.cpu_share),
+        "-" if arm.peak_rss_mb is None else f"{arm.peak_rss_mb:.0f}",
+    ]
+
+
+def _speculation(name: str, arm: ArmSummary) -> list[str]:
+    s = arm.speculation
+    return [
+        name,
+        str(s.fired),
+        str(s.committed),
+        _percent(s.precision),
+        _percent(s.recall),
+        "-" if s.lead_ms_p50 is None else f"{s.lead_ms_p50:.0f}",
+        "-" if s.saved_ms_p50 is None else f"{s.saved_ms_p50:.0f}",
+        f"{s.wasted_input_tokens_per_turn:.1f} in, {s.wasted_output_tokens_per_turn:.1f} out",
+        f"{s.wasted_audio_s_per_turn:.2f}",
+    ]
+
+
+def _spread(spread: Spread) -> list[str]:
+    return [_seconds(spread.p50), _seconds(spread.p95), str(spread.n), str(spread.failed)]
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if abs(value) >= 0.005 else "0.00"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

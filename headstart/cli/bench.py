@@ -1,0 +1,227 @@
+"""`headstart bench`: measure pipelines against each other on the waveform."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+from headstart.cli.repeated import repeat_option
+from headstart.errors import HeadstartError, UsageError
+
+if TYPE_CHECKING:
+    from headstart.bench.results import Run
+
+
+class BenchGroup(TyperGroup):
+    """Lets one `--arm` take several pipelines."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give each pipeline behind `--arm` an option of its own."""
+        return super().parse_args(ctx, repeat_option(args, "--arm"))
+
+
+app = typer.Typer(
+    cls=BenchGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def bench(
+    ctx: typer.Context,
+    utterances: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Holds manifest.jsonl and the recordings it names."),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONFIG...", help="The pipelines: files, or names of those that ship."
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="How often each utterance is spoken.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where results.json, report.md, report.html and the runs go."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this utterance; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the runs and the intervals.")] = 0,
+) -> None:
+    """Speak recorded utterances to several pipelines and measure the wait for the answer.
+
+    Each pipeline runs in a process of its own, one at a time, in real time. The wait is measured
+    on the recording, from the true end of the user's voice to the first audible sample of the bot.
+
+    [bold]Examples[/bold]
+
+      headstart bench --utterances samples/speech --arm local early stock --out out/bench
+
+      headstart bench compare old/results.json new/results.json --max-regression 5
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    for option, value in (("--utterances", utterances), ("--arm", arm), ("--out", out)):
+        if not value:
+            raise typer.BadParameter("is needed", param_hint=option)
+    assert utterances is not None and arm is not None and out is not None
+    _bench(utterances, arm, repeat, out, only or [], seed)
+
+
+def _bench(
+    utterances: Path, arm: list[str], repeat: int, out: Path, only: list[str], seed: int
+) -> None:
+    from headstart import assets
+    from headstart.bench.arms import read_arms
+    from headstart.bench.report import print_summary, write_reports
+    from headstart.bench.run import Plan, run_benchmark
+    from headstart.bench.utterances import read_utterances
+    from headstart.cli.models import pull_with_progress
+
+    if (out / "results.json").exists():
+        raise UsageError(f"{out}: holds results already; give another --out")
+    found = read_utterances(utterances, only)
+    arms = read_arms(arm)
+    missing = [name for one in arms for name in one.assets if assets.find(name) is None]
+    if missing:
+        pull_with_progress(list(dict.fromkeys(missing)))
+    command = "headstart " + shlex.join(sys.argv[1:])
+    plan = Plan(arms, found, repeat, seed, out, command)
+
+    console = Console(stderr=True)
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    width = max(len(one.name) for one in arms)
+    with bars:
+        bar = bars.add_task("starting", total=len(plan.order()))
+
+        def on_warm_up(name: str) -> None:
+            bars.update(bar, description=f"loading {name}")
+            if not console.is_terminal:
+                console.print(f"loading {name}")
+
+        def on_run(run: Run) -> None:
+            bars.update(bar, advance=1, description=f"{run.arm}: {run.utterance}")
+            bars.print(f"{run.arm:<{width}}  {run.utterance:<16} {_outcome(run)}", highlight=False)
+
+        results = run_benchmark(plan, on_warm_up=on_warm_up, on_run=on_run)
+    write_reports(results, out)
+    print_summary(results, Console())
+    typer.echo(f"wrote {out}/results.json, report.md and report.html")
+    if not results.complete:
+        raise KeyboardInterrupt
+
+
+def _outcome(run: Run) -> str:
+    wait = "" if run.voice_to_voice_s is None else f"{run.voice_to_voice_s:6.3f} s"
+    return f"{wait:<8}  {', '.join(run.failures)}".rstrip()
+
+
+@app.command("compare")
+def compare(
+    before: Annotated[Path, typer.Argument(help="Earlier results.json, or its folder.")],
+    after: Annotated[Path, typer.Argument(help="Later results.json, or its folder.")],
+    max_regression: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT", help="Exit with code 1 if an arm's wait grew by more, or fails more."
+        ),
+    ] = None,
+) -> None:
+    """Compare two benchmarks of the same arms, utterance by utterance."""
+    from headstart.bench.regression import changes
+    from headstart.bench.results import Results
+
+    table = Table("arm", "pairs", "failed before", "after", "change (95 %)", box=None)
+    worse = []
+    for change in changes(Results.read(before), Results.read(after)):
+        ratio, told = change.waits.ratio, "nothing to compare"
+        if ratio is not None:
+            low, high = 100 * (ratio.low - 1), 100 * (ratio.high - 1)
+            told = f"{100 * (ratio.value - 1):+.1f} % ({low:+.1f} to {high:+.1f})"
+        table.add_row(
+            change.arm,
+            str(change.waits.n),
+            str(change.failed_before),
+            str(change.failed_after),
+            told,
+        )
+        if max_regression is not None and change.exceeds(max_regression):
+            worse.append(change.arm)
+    Console().print(table)
+    if worse:
+        raise HeadstartError(f"worse than {max_regression:g} % allow: {', '.join(worse)}")
+
+
+@app.command("load")
+def load(
+    config: Annotated[str, typer.Argument(help="A pipeline file, or the name of one that ships.")],
+    utterances: Annotated[
+        Path, typer.Option(metavar="DIR", help="Holds manifest.jsonl and the recordings it names.")
+    ],
+    sessions: Annotated[
+        str, typer.Option(metavar="N,N...", help="How many conversations at once, each in turn.")
+    ] = "1,2,4",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this utterance; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write the figures, as JSON lines.")
+    ] = None,
+) -> None:
+    """Hold several conversations at once and measure what each costs and suffers."""
+    from headstart.bench.load import measure_load
+    from headstart.bench.utterances import read_utterances
+    from headstart.pipeline.load import load_config
+
+    try:
+        numbers = [int(number) for number in sessions.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UsageError(f"--sessions {sessions}: should be whole numbers, as in 1,2,4")
+    load_config(config)  # says what is wrong before anything starts
+    audio = [path for _, path in read_utterances(utterances, only).values()]
+    columns = "sessions|answered|v2v p50|p95|CPU ms a s a session|late p50|p99, ms|RSS, MB|broken"
+    table = Table(*columns.split("|"), box=None)
+    lines = []
+    with Console(stderr=True).status("") as status:
+        for number in numbers:
+            status.update(f"{number} sessions")
+            one = measure_load(config, audio, number)
+            lines.append(one.model_dump_json() + "\n")
+            table.add_row(
+                str(one.sessions),
+                f"{one.answers} of {one.utterances}",
+                _seconds(one.voice_to_voice_p50_s),
+                _seconds(one.voice_to_voice_p95_s),
+                f"{one.cpu_ms_per_s:.0f}",
+                f"{one.late_p50_ms:.1f}",
+                f"{one.late_p99_ms:.1f}",
+                f"{one.peak_rss_mb:.0f}",
+                str(one.failed),
+            )
+    if out is not None:
+        out.write_text("".join(lines), "utf-8")
+    Console().print(table)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"

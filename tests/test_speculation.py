@@ -1,0 +1,566 @@
+"""What holds of every speculation, whatever comes when: the invariants of the design."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Sample, words
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from loguru import logger
+from pipecat.frames.frames import (
+    DataFrame,
+    EagerEndOfTurnCancelFrame,
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    InterruptionFrame,
+    LLMContextUserTurnFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    SystemFrame,
+    TTSAudioRawFrame,
+    TTSTextFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
+from scripted import Asked, Model, World, play
+from test_speaking import reply, running
+
+from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame, mark_attempt
+from headstart.pipeline.dialogue import converse as hold_dialogue
+from headstart.pipeline.load import load_config
+from headstart.processors.release import Hold
+from headstart.processors.trigger.match import TieredMatch
+from headstart.processors.trigger.policy import TriggerSettings
+from headstart.processors.tts import KokoroSettings, KokoroTTS
+from headstart.transports.wav import read_audio
+
+EAGER = {"stable_updates": 1, "max_per_turn": 9}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """Pipecat tells a story of every frame, which takes longer than playing it."""
+    logger.disable("pipecat")
+    logger.disable("headstart")
+    yield
+    logger.enable("pipecat")
+    logger.enable("headstart")
+
+
+Step = tuple[Any, ...]
+
+TEXTS = st.sampled_from(
+    [
+        "What time is it?",
+        "what time is it",
+        "Set it to ten.",
+        "Set it to twenty.",
+        "Please.",
+        "Um.",
+        "",
+    ]
+)
+# The scripted models take 0.05, 0.07, 0.13 or 0.17 s: that much later, two things meet.
+SHORT = st.sampled_from([0.0, 0.02, 0.05, 0.07, 0.13, 0.17, 0.25])
+LONG = st.sampled_from([0.5, 1.0, 3.0, 6.0])
+MOMENT = st.one_of(
+    st.tuples(st.just("wait"), SHORT),
+    # The loop runs a few of the tasks that are ready, and no time passes.
+    st.tuples(st.just("turns"), st.integers(0, 60)),
+)
+STEPS = st.one_of(
+    st.tuples(st.just("start_speaking")),
+    st.tuples(st.just("stop_speaking")),
+    st.tuples(st.just("partial"), TEXTS),
+    st.tuples(st.just("final"), TEXTS),
+    st.tuples(st.just("silence"), SHORT | LONG),
+    st.tuples(st.just("wait"), LONG),
+    MOMENT,
+    st.tuples(st.just("interrupt")),
+)
+
+
+MOMENTS = st.lists(MOMENT, max_size=2)
+
+
+@st.composite
+def utterances(draw: st.DrawFn) -> list[Step]:
+    """A turn as it should be: partials that grow, a stop, a final, and some time between."""
+    text = draw(TEXTS)
+    steps: list[Step] = [("start_speaking",), *draw(MOMENTS)]
+    for _ in range(draw(st.integers(0, 3))):
+        heard = draw(st.sampled_from([text, text, "What time", "Set it to ten."]))
+        steps += [("partial", heard), *draw(MOMENTS)]
+    ends: list[Step] = [("stop_speaking",), ("final", text)]
+    if draw(st.booleans()):
+        ends.reverse()
+    return [*steps, ends[0], *draw(MOMENTS), ends[1], ("silence", draw(LONG))]
+
+
+@st.composite
+def duels(draw: st.DrawFn) -> list[Step]:
+    """The end of a turn, and something that voids its answer at nearly the same moment."""
+    text = "What time is it?"
+    steps: list[Step] = [("start_speaking",), ("partial", text), *draw(MOMENTS)]
+    other = draw(
+        st.sampled_from([(), ("interrupt",), ("partial", "Set it to ten."), ("partial", text)])
+    )
+    if other:
+        steps += [other, *draw(MOMENTS)]
+    return [*steps, ("stop_speaking",), *draw(MOMENTS), ("final", text), ("silence", 3.0)]
+
+
+SCRIPTS = st.lists(st.one_of(utterances(), duels(), st.lists(STEPS, max_size=4)), max_size=5).map(
+    lambda parts: [step for part in parts for step in part]
+)
+MODELS = st.lists(st.sampled_from([Model.FAST, Model.FAST, *Model]), max_size=8)
+
+
+async def perform(world: World, steps: list[Step]) -> None:
+    for name, *arguments in steps:
+        if name == "wait":
+            await asyncio.sleep(arguments[0])
+        elif name == "turns":
+            for _ in range(arguments[0]):
+                await asyncio.sleep(0)
+        else:
+            await getattr(world, name)(*arguments)
+
+
+CLOSING = "Is there anything else?"
+
+
+def converse(
+    steps: list[Step], models: list[Model], verdicts: list[float], lag: int, **stages: Any
+) -> World:
+    """Play the steps, then one more turn with everything in order."""
+    world = World(**stages)
+    world.llm.lag = lag
+    world.llm.script.extend(models)
+    world.judge.verdicts.extend(verdicts)
+
+    async def script() -> None:
+        await perform(world, steps)
+        await world.stop_speaking()
+        await world.silence(4)
+        await asyncio.sleep(25)
+        world.llm.script.clear()
+        world.judge.verdicts.clear()
+        await world.start_speaking()
+        await world.partial(CLOSING)
+        await asyncio.sleep(1)
+        await world.stop_speaking()
+        await world.final(CLOSING)
+        await world.silence(3)
+        await asyncio.sleep(10)
+
+    return play(world, script)
+
+
+_ANSWER_SECS = 3.0
+"""By when a model that is neither slow nor failing has spoken."""
+
+
+def check(world: World) -> None:
+    """The invariants, from what came out of the conversation."""
+    asked: dict[int, Asked] = {request.number: request for request in world.llm.requests}
+    committed: dict[int, float] = {}
+    pending: list[int] = []
+    fired = 0
+    for at, frame in world.of(
+        SpeculationFiredFrame, SpeculationEndedFrame, UserStartedSpeakingFrame
+    ):
+        if isinstance(frame, SpeculationFiredFrame):
+            fired += 1
+            assert frame.attempt == fired
+            assert not pending
+            pending.append(fired)
+        elif isinstance(frame, SpeculationEndedFrame):
+            assert pending == [frame.attempt], "I3: every attempt ends once"
+            assert frame.reason
+            pending.clear()
+            if frame.committed:
+                committed[frame.attempt] = at
+        else:
+            assert not pending, "I3: no attempt outlives its turn"
+    assert not pending
+
+    def allowed(number: int, at: float) -> bool:
+        attempt = asked[number].attempt
+        return attempt is None or (attempt in committed and committed[attempt] <= at)
+
+    for heard in world.heard:
+        assert allowed(heard.reply, heard.at_s), "I1: nothing unconfirmed is heard"
+        assert heard.pieces == list(range(1, len(heard.pieces) + 1)), "I6: in order"
+    for at, number in world.llm.called:
+        assert allowed(number, at), "I1: nothing unconfirmed calls a tool"
+    replies = [heard.reply for heard in world.heard]
+    assert len(set(replies)) == len(replies), "I6: an answer is heard once"
+    for message in world.messages:
+        if message["role"] == "assistant" and message.get("content"):
+            spoken = message["content"].split()
+            (heard,) = (h for h in world.heard if spoken[0] == f"reply{h.reply}")
+            assert len(spoken) <= len(heard.pieces), "the context keeps what was heard"
+
+    ends = [at for at, _ in world.of(UserStoppedSpeakingFrame)]
+    texts = {at: frame.text for at, frame in world.of(LLMContextUserTurnFrame)}
+    for end, after in zip(ends, [*ends[1:], float("inf")], strict=True):
+        answers = [
+            asked[heard.reply]
+            for heard in world.heard
+            if end <= heard.at_s < after and not asked[heard.reply].after_tool
+        ]
+        assert len(answers) <= 1, "I2: a turn has one answer"
+        for answer in answers:
+            assert TieredMatch().matches(answer.question, texts[end]), "I2: to all its words"
+    disturbed = [at for at, _ in world.of(UserStartedSpeakingFrame, InterruptionFrame)]
+    for end in ends:
+        if end in texts and not any(end <= at < end + _ANSWER_SECS for at in disturbed):
+            answer = max(
+                (
+                    request
+                    for request in asked.values()
+                    if end <= request.at_s < end + _ANSWER_SECS
+                    or committed.get(request.attempt or 0) == end
+                ),
+                key=lambda request: request.number,
+            )
+            if answer.gave_up_at_s is not None and answer.attempt is not None:
+                assert answer.gave_up_at_s >= end, "I2: what was given up is not confirmed"
+            if answer.model is Model.FAST:
+                heard = next(heard for heard in world.heard if heard.reply == answer.number)
+                assert (heard.at_s >= end, len(heard.pieces)) == (True, 6), "I2: it is heard"
+
+    said = [m["content"] for m in world.messages if m["role"] == "user"]
+    assert words(" ".join(said)) == words(" ".join(world.said)), "I4: no word is lost"
+    roles = [m["role"] for m in world.messages]
+    assert ("user", "user") not in pairwise(roles)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=SCRIPTS,
+    models=MODELS,
+    verdicts=st.none() | st.lists(st.sampled_from([0.0, 0.3, 0.9]), max_size=5),
+    complete=st.booleans(),
+    lag=st.just(0) | st.integers(0, 40),
+)
+def test_the_invariants_hold_whatever_happens_when(
+    steps: list[Step],
+    models: list[Model],
+    verdicts: list[float] | None,
+    complete: bool,
+    lag: int,
+) -> None:
+    check(
+        converse(
+            steps,
+            models,
+            verdicts or [],
+            lag,
+            trigger=EAGER | {"require_complete": complete},
+            turn={"smart_turn": verdicts is not None},
+        )
+    )
+
+
+ASK = "What time is it?"
+ASKED: list[Step] = [("start_speaking",), ("partial", ASK), ("wait", 1.0)]
+ENDED: list[Step] = [("stop_speaking",), ("final", ASK), ("silence", 3.0)]
+
+
+def talk(steps: list[Step], *models: Model, lag: int = 0, **stages: Any) -> World:
+    """Play the steps on a pipeline that speculates, and check what always holds."""
+    stages = {"trigger": EAGER, "turn": {"smart_turn": False}} | stages
+    world = converse(steps, list(models), [], lag, **stages)
+    check(world)
+    return world
+
+
+def outcomes(world: World) -> list[tuple[bool, str]]:
+    return [(frame.committed, frame.reason) for _, frame in world.of(SpeculationEndedFrame)]
+
+
+def test_what_is_ready_is_heard_in_the_moment_in_which_the_turn_ends() -> None:
+    world = talk([*ASKED, *ENDED])
+    (end, _), *_ = world.of(UserStoppedSpeakingFrame)
+    assert (world.heard[0].reply, world.heard[0].at_s) == (1, end)
+    assert world.messages[:2] == [
+        {"role": "user", "content": ASK},
+        {"role": "assistant", "content": "reply1 says one. And two more."},
+    ]
+
+
+def test_an_answer_held_for_long_is_whole_when_it_is_let_go() -> None:
+    world = talk([*ASKED, ("wait", 20.0), *ENDED])
+    assert world.heard[0].pieces == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_context_keeps_what_was_heard_of_an_answer_that_was_held() -> None:
+    # Each word takes 0.1 s; the user comes in during the third.
+    barge_in: list[Step] = [("stop_speaking",), ("final", ASK), ("wait", 0.25), *ASKED, *ENDED]
+    world = talk([*ASKED, *barge_in])
+    assert world.heard[0].pieces == [1, 2, 3]
+    assert world.messages[1]["content"] == "reply1 says one."
+
+
+def test_words_that_change_at_once_are_never_asked() -> None:
+    other = ("partial", "Set it to ten.")
+    world = talk([*ASKED[:2], other, other, ("wait", 1.0), *ENDED[:1], ("final", "Set it to ten.")])
+    assert outcomes(world)[:2] == [(False, "number changed"), (True, "same words")]
+    assert [request.attempt for request in world.llm.requests] == [2, 3]
+
+
+def test_the_voice_works_ahead_a_little_and_goes_on_when_the_turn_has_ended() -> None:
+    world = World(trigger=EAGER, turn={"smart_turn": False})
+    world.llm.script.append(Model.LONG)
+
+    async def script() -> None:
+        await perform(world, [*ASKED, ("wait", 8.0)])
+        # A first sentence of one second, and the one in which the limit of 1.5 s lies.
+        assert len(world.voice.started) == 2
+        await perform(world, [*ENDED, ("wait", 5.0)])
+
+    play(world, script)
+    assert world.heard[0].pieces == list(range(1, 41))
+
+
+def test_a_withdrawn_answer_leaves_the_voice_to_the_next_at_once() -> None:
+    other = ("partial", "Set it to ten.")
+    world = talk(
+        [*ASKED, other, other, ("wait", 0.2), ENDED[0], ("final", "Set it to ten.")], Model.LONG
+    )
+    assert outcomes(world)[:2] == [(False, "number changed"), (True, "same words")]
+    assert [text.split()[0] for text in world.voice.started[:4]] == [
+        "reply1",
+        "And",
+        "reply2",
+        "And",
+    ]
+
+
+@pytest.mark.parametrize("model", [Model.FAILS, Model.BREAKS_OFF, Model.EMPTY, Model.CALLS])
+def test_an_answer_given_up_before_the_turn_ends_is_asked_for_again(model: Model) -> None:
+    world = talk([*ASKED, *ENDED], model)
+    assert outcomes(world)[0] == (False, "cancelled")
+    assert [request.attempt for request in world.llm.requests] == [1, None, 2]
+    assert world.heard[0].reply == 2
+
+
+@pytest.mark.parametrize("model", [Model.FAILS, Model.CALLS])
+def test_a_turn_that_ends_while_its_answer_is_given_up_is_answered_once(model: Model) -> None:
+    kinds = set()
+    for lag in range(10):
+        world = talk([*ASKED[:2], ("wait", 0.05), *ENDED], model, lag=lag)
+        asked_again = world.llm.requests[1].question == ASK
+        kinds.add((outcomes(world)[0][0], asked_again))
+    # Given up in time, while the turn ended, and too late (then it failed like any other).
+    assert kinds == {(False, True), (True, True), (True, False)}
+
+
+def test_a_turn_ended_by_the_watchdog_takes_its_attempt_along() -> None:
+    world = talk([*ASKED, ("stop_speaking",), ("wait", 6.0), *ASKED, *ENDED])
+    assert outcomes(world)[0] == (False, "cancelled")
+
+
+def test_words_cut_off_from_their_answer_belong_to_the_turn_that_goes_on() -> None:
+    half: list[Step] = [("start_speaking",), ("stop_speaking",), ("final", "Could you tell me.")]
+    world = talk([*half, ("wait", 0.1), *ASKED, *ENDED])
+    assert world.messages[0] == {"role": "user", "content": f"Could you tell me. {ASK}"}
+    assert world.llm.requests[1].question == f"Could you tell me. {ASK}"
+    assert (world.llm.requests[1].attempt, outcomes(world)[0]) == (1, (True, "same words"))
+    assert [heard.reply for heard in world.heard] == [2, 3]
+
+
+def test_words_that_come_after_their_turn_was_given_up_are_answered() -> None:
+    voice: list[Step] = [("start_speaking",), ("wait", 1.0), ("stop_speaking",), ("silence", 4.0)]
+    world = talk([*voice, ("final", ASK), ("wait", 3.0)])
+    assert world.messages[0] == {"role": "user", "content": ASK}
+    assert [heard.reply for heard in world.heard] == [1, 2]
+
+
+def test_a_cough_before_the_answer_does_not_cost_the_user_the_answer() -> None:
+    cough: list[Step] = [("start_speaking",), ("stop_speaking",), ("final", ""), ("silence", 3.0)]
+    world = talk([*ASKED[:1], *ENDED[:2], ("wait", 0.1), *cough])
+    assert [request.question for request in world.llm.requests][:2] == [ASK, ASK]
+    assert world.heard[0].reply == 2
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=SCRIPTS, models=MODELS)
+def test_without_attempts_the_pipeline_is_the_one_without_a_trigger(
+    steps: list[Step], models: list[Model]
+) -> None:
+    plain, off, silent = (
+        converse(steps, models, [], 0, trigger=trigger, turn={"smart_turn": False})
+        for trigger in (None, {"enabled": False}, {"min_words": 99})
+    )
+    pairs = zip_longest(map(shape, plain.frames), map(shape, off.frames))
+    assert not [pair for pair in pairs if pair[0] != pair[1]]
+    assert (plain.heard, plain.messages) == (silent.heard, silent.messages)
+
+
+def shape(seen: tuple[float, Frame]) -> tuple[object, ...]:
+    at, frame = seen
+    return at, type(frame), getattr(frame, "text", None), getattr(frame, "audio", None)
+
+
+# The gate alone
+
+
+@dataclass
+class Kept(DataFrame):
+    """Must never be lost."""
+
+    interruptible: bool = field(default=False, init=False)
+
+
+def numbered(frame: Frame, attempt: int | None) -> Frame:
+    if attempt is not None:
+        mark_attempt(frame, attempt)
+    return frame
+
+
+ARRIVALS = st.lists(
+    st.one_of(
+        st.tuples(st.just("start"), st.none() | st.integers(1, 4)),
+        st.tuples(st.just("audio")),
+        st.tuples(st.just("end")),
+        st.tuples(st.just("kept")),
+        st.tuples(st.just("confirm"), st.none() | st.integers(1, 4)),
+        st.tuples(st.just("withdraw"), st.integers(1, 4)),
+        st.tuples(st.just("interrupt")),
+        st.tuples(st.just("last")),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(ARRIVALS)
+def test_the_gate_lets_out_all_of_a_confirmed_answer_and_nothing_else(
+    arrivals: list[tuple[Any, ...]],
+) -> None:
+    makers: dict[str, Any] = {
+        "start": LLMFullResponseStartFrame,
+        "audio": lambda: TTSAudioRawFrame(bytes(20), 24_000, 1),
+        "end": LLMFullResponseEndFrame,
+        "kept": Kept,
+        "confirm": UserStoppedSpeakingFrame,
+        "withdraw": EagerEndOfTurnCancelFrame,
+        "interrupt": InterruptionFrame,
+        "last": EndFrame,
+    }
+    begun = [number for name, *number in arrivals if name == "start" and number != [None]]
+    assume(all(begun.count(number) == 1 for number in begun))
+    hold = Hold()
+    frames = [numbered(makers[name](), *(number or [None])) for name, *number in arrivals]
+    passed: list[Frame] = []
+    verdicts: dict[int, str] = {}
+    belongs: dict[int, int | None] = {}
+    inside: int | None = None
+    for (name, *number), frame in zip(arrivals, frames, strict=True):
+        if name in ("confirm", "withdraw") and number[0] is not None:
+            # The first verdict counts, and it counts for all attempts before, too.
+            for attempt in range(1, number[0] + 1):
+                verdicts.setdefault(attempt, name if attempt == number[0] else "withdraw")
+        if name == "start":
+            inside = number[0]
+        belongs[frame.id] = inside
+        leaving = hold.process(frame)
+        for out in leaving:
+            attempt = belongs[out.id]
+            if out.interruptible and not isinstance(out, SystemFrame | EndFrame):
+                assert attempt is None or verdicts.get(attempt) == "confirm"
+        passed += leaving
+        if name == "end":
+            inside = None
+        if isinstance(frame, SystemFrame | EndFrame):
+            assert frame in leaving
+    in_order = [frame for frame in passed if not isinstance(frame, SystemFrame)]
+    assert in_order == [frame for frame in frames if frame in in_order]
+    if not hold.is_holding:
+        assert all(frame in passed for frame in frames if isinstance(frame, Kept))
+        audio = [frame for frame in frames if isinstance(frame, TTSAudioRawFrame)]
+        lost = [frame for frame in audio if frame not in passed]
+        assert hold.take_dropped_samples() == 10 * len(lost)
+    if not {"interrupt", "last"} & {name for name, *_ in arrivals}:
+        for attempt in (n for n, verdict in verdicts.items() if verdict == "confirm"):
+            mine = [frame for frame in frames if belongs[frame.id] == attempt]
+            late = [frame for frame in mine if frame not in passed]
+            assert not late or superseded(attempt, arrivals)
+
+
+def superseded(attempt: int, arrivals: list[tuple[Any, ...]]) -> bool:
+    """Whether another response began before the verdict on this one, or it came too late."""
+    confirmed = arrivals.index(("confirm", attempt))
+    begun = arrivals.index(("start", attempt))
+    return any(name == "start" for name, *_ in arrivals[begun + 1 : confirmed]) or any(
+        name in ("confirm", "withdraw") and (number[0] or 0) > attempt
+        for name, *number in arrivals[confirmed:begun]
+    )
+
+
+# With real models
+
+
+async def test_kokoro_drops_what_is_withdrawn_and_says_all_that_is_confirmed() -> None:
+    def answer(attempt: int, text: str) -> list[Frame]:
+        start, *rest = reply(text)
+        return [numbered(start, attempt), *rest]
+
+    kept = "Sure. It is the capital of France. And it is a very old town on the river."
+    async with running(KokoroTTS(KokoroSettings(engine="onnx"))) as (worker, out):
+        await worker.queue_frames(answer(1, "Sorry. " + "This goes on and on. " * 40))
+        await out.wait_for(TTSAudioRawFrame)
+        await worker.queue_frame(numbered(EagerEndOfTurnCancelFrame(), 1))
+        await out.wait_for(EagerEndOfTurnCancelFrame)
+        said = len(out.all(TTSTextFrame))
+        # What comes of the first answer after its withdrawal is not spoken any more.
+        await worker.queue_frames(answer(1, "This neither."))
+        await worker.queue_frames(answer(2, kept))
+        await out.wait_for(TTSAudioRawFrame, len(out.all(TTSAudioRawFrame)) + 1)
+        await worker.queue_frame(numbered(UserStoppedSpeakingFrame(), 2))
+        await out.wait_for(LLMFullResponseEndFrame)
+        assert [frame.text for frame in out.all(TTSTextFrame)[said:]] == kept.split()
+        assert not out.all(ErrorFrame)
+
+
+async def test_early_answers_on_real_speech_are_to_the_final_words(
+    samples: dict[str, Sample],
+) -> None:
+    chosen = [samples["medium-france"], samples["change-timer"]]
+    dialogue = await hold_dialogue(
+        load_config("early"), [read_audio(sample.path, 16_000) for sample in chosen]
+    )
+    assert any(record.speculation.committed for record in dialogue.records)
+    heard = [record for record in dialogue.records if record.first_audio_out_s is not None]
+    assert len(heard) == len(chosen), "no utterance has two audible answers"
+    for record, sample in zip(heard, chosen, strict=True):
+        assert len(words(record.user_text)) == len(words(sample.text)), "to all its words"
+        for attempt in record.speculation.attempts:
+            assert attempt.reason
+        if record.speculation.committed:
+            final = record.speculation.attempts[-1]
+            assert TieredMatch().matches(final.text, record.user_text)
+            ready, end = record.first_audio_ready_s, record.turn_end_s
+            assert ready is not None
+            assert end is not None
+            if ready < end:
+                assert record.first_audio_out_s - end <= 0.02
+
+
+def test_the_documentation_names_every_setting_with_its_default() -> None:
+    document = (Path(__file__).parent.parent / "docs" / "speculation.md").read_text()
+    for name, setting in TriggerSettings.model_fields.items():
+        default = str(setting.default).lower()
+        meaning = " ".join((setting.description or "").split())
+        assert f"| `{name}` | `{default}` | {meaning} |" in document
