@@ -331,9 +331,9 @@ class World(BaseObserver):
 
     async def silence(self, secs: float) -> None:
         """Audio passes, and its time."""
-        for _ in range(max(1, round(secs / 0.5))):
-            await asyncio.sleep(0.5)
-            await self.send(InputAudioRawFrame(bytes(_IN_RATE), _IN_RATE, 1))
+        for _ in range(max(1, round(secs / 0.1))):
+            await asyncio.sleep(0.1)
+            await self.send(InputAudioRawFrame(bytes(2 * _IN_RATE // 10), _IN_RATE, 1))
 
     async def interrupt(self) -> None:
         await self.send(InterruptionFrame())

@@ -382,7 +382,7 @@ def test_words_cut_off_from_their_answer_belong_to_the_turn_that_goes_on() -> No
 
 def test_words_that_come_after_their_turn_was_given_up_are_answered() -> None:
     voice: list[Step] = [("start_speaking",), ("wait", 1.0), ("stop_speaking",), ("silence", 4.0)]
-    world = talk([*voice, ("final", ASK), ("wait", 3.0)])
+    world = talk([*voice, ("final", ASK), ("silence", 3.0)])
     assert world.messages[0] == {"role": "user", "content": ASK}
     assert [heard.reply for heard in world.heard] == [1, 2]
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 
 
+_LATE_WORDS_SECS = 0.2
+"""Late words may be followed by more, and what they interrupt has to come to rest."""
+
+
 class Ending(StrEnum):
     """Why a turn has ended."""
 
@@ -73,7 +77,7 @@ class TurnEnd:
         """The turn is one of words that came when theirs was over: nobody speaks any more."""
         if not self._speaking:
             self._stopped = True
-            self._patience_secs = 0.0
+            self._patience_secs = _LATE_WORDS_SECS
 
     def turn_stopped(self) -> None:
         """The turn has ended, for a reason of ours or of somebody else."""

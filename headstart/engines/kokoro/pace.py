@@ -38,12 +38,15 @@ class Pace:
             end: One past the last frame of the clause.
             ahead_secs: Audio that is still to be played; None while nothing plays.
         """
-        frames = _FIRST
+        left = end - begin
+        frames, affordable = _FIRST, float(left)
         if ahead_secs is not None:
             affordable = ahead_secs / (self.frame_secs * _MARGIN) - _OVERLAP
             frames = max((size for size in _SIZES if size <= affordable), default=_SIZES[0])
-        # No chunk is left that would cost more for its context than for itself.
-        return end if end - begin - frames < _SIZES[0] else begin + frames
+        # Rather no last chunk that costs more for its context than for itself, if time allows.
+        if left - frames < _SIZES[0] and left <= affordable:
+            return end
+        return begin + min(frames, left)
 
     def may_start(self, held_secs: float, left: int) -> bool:
         """Whether playback may begin with so much audio while `left` frames are to be made.
