@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-
 _LATE_WORDS_SECS = 0.2
 """Late words may be followed by more, and what they interrupt has to come to rest."""
 

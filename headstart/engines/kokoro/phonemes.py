@@ -257,6 +257,8 @@ def _shares(said: list[str], written: list[str], alone: Callable[[str], int]) ->
         written: The words; no-break spaces join what is one written word.
         alone: The number of phonemes of a word on its own.
     """
+    if not said:  # nothing in it can be spoken
+        return [[] for _ in written]
     counts = [text.count(NBSP) + 1 for text in written]
     if sum(counts) != len(said):
         shares = np.cumsum([alone(text.replace(NBSP, " ")) for text in written])
