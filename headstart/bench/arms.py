@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,7 @@ class ArmProcess:
             log = self._log.open("a")
         except OSError as error:
             raise HeadstartError(f"{self._log}: cannot be written ({error.strerror})") from None
-        with log:
+        with log, _uninterrupted():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "headstart.bench.worker", str(self.arm.config)],
                 stdin=subprocess.PIPE,
@@ -114,3 +115,19 @@ class ArmProcess:
                 text=True,
                 start_new_session=True,
             )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C: one that comes before a new process is noted would leave it behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ctrl-C does not come here
+        return
+    pressed: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pressed:
+        raise KeyboardInterrupt
