@@ -42,11 +42,38 @@ class ProgressiveTranscriptionFrame(InterimTranscriptionFrame):
         confidence: 0..1, of the whole text; None where the recogniser has none.
         stable_text: The leading words on which successive hypotheses agree.
         audio_secs: Length of the segment's audio that the text covers, in seconds.
+        behind_secs: Length of the audio that has come since, in seconds.
+        ends_turn: Whether the recogniser takes the turn for over; None from one that does not
+            predict that.
     """
 
     confidence: float | None = None
     stable_text: str = ""
     audio_secs: float = 0.0
+    behind_secs: float = 0.0
+    ends_turn: bool | None = None
+
+
+@dataclass
+class VoiceFrame(SystemFrame):
+    """A voice is heard, or no longer: the VAD's guess, before it is sure enough to say so.
+
+    Parameters:
+        heard: Whether the newest window of audio sounds like a voice.
+    """
+
+    heard: bool
+
+
+@dataclass
+class AnswerCutFrame(SystemFrame):
+    """What was heard of an interrupted answer is in the context. Goes upstream.
+
+    Parameters:
+        interruption: Id of the `InterruptionFrame` that cut it.
+    """
+
+    interruption: int
 
 
 @dataclass
@@ -88,11 +115,14 @@ class SpeculationEndedFrame(SystemFrame):
         attempt: Its number within the conversation.
         committed: Whether it has become the answer of the turn.
         reason: Why, or why not.
+        waited_secs: How much earlier the turn would have ended without the attempt: so long it
+            waited for enough silence to let the answer out.
     """
 
     attempt: int
     committed: bool
     reason: str
+    waited_secs: float = 0.0
 
 
 @dataclass

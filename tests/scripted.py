@@ -28,14 +28,24 @@ from pipecat.frames.frames import (
 )
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMUserAggregator,
+    LLMUserAggregatorParams,
+)
 from pipecat.services.llm_service import FunctionCallParams
+from pipecat.turns.user_start import VADUserTurnStartStrategy
+from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
+from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from headstart.engines import hub
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine
 from headstart.engines.kokoro.engine import Speech, WordTime
+from headstart.engines.queue import Ticket
 from headstart.engines.smart_turn import SmartTurnEngine
-from headstart.frames import ProgressiveTranscriptionFrame
+from headstart.engines.workload import Workload
+from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.pipeline.build import Built, build
 from headstart.pipeline.spec import PipelineSpec, Position, StageSpec
 from headstart.processors import llm
@@ -44,6 +54,8 @@ from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 _IN_RATE = 16_000
 _PIECE_SECS = 0.1
+_CLOSE_SECS = 0.3
+"""How long it takes to close a connection, also that of an answer that was given up."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -100,6 +112,8 @@ class Asked:
     number: int
     """From 1; the answer begins with the word `replyN`."""
     question: str
+    answers: list[str]
+    """The bot's part of the conversation so far, as far as it was given along."""
     attempt: int | None
     model: Model
     after_tool: bool
@@ -143,19 +157,30 @@ class ScriptedLLM(AnthropicLLM):
         asked = Asked(
             number=len(self.requests) + 1,
             question=" ".join(block["text"] for block in blocks if block["type"] == "text"),
+            answers=_answers(params["messages"]),
             attempt=self._attempt,
             model=model,
             after_tool=any(block["type"] == "tool_result" for block in blocks),
             at_s=_now(),
         )
         self.requests.append(asked)
-        await asyncio.sleep(20.0 if model is Model.SLOW else 0.05)
+        try:
+            await asyncio.sleep(20.0 if model is Model.SLOW else 0.05)
+        except asyncio.CancelledError:
+            await asyncio.sleep(_CLOSE_SECS)
+            raise
         for _ in range(self.lag):
             await asyncio.sleep(0)
         if model is Model.FAILS:
             asked.gave_up_at_s = _now()
             raise APIConnectionError(request=Request("POST", "http://model"))
         return _Stream(asked)
+
+
+def _answers(messages: list[Any]) -> list[str]:
+    said = [message["content"] for message in messages if message["role"] == "assistant"]
+    blocks = [[{"type": "text", "text": c}] if isinstance(c, str) else c for c in said]
+    return [block["text"] for content in blocks for block in content if block["type"] == "text"]
 
 
 async def _nothing() -> None:
@@ -171,7 +196,8 @@ class _Stream:
 
     async def __aenter__(self) -> None: ...
 
-    async def __aexit__(self, *_: object) -> None: ...
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(_CLOSE_SECS)
 
 
 async def _events(asked: Asked) -> AsyncIterator[Any]:
@@ -202,19 +228,37 @@ def _event(kind: str, **fields: Any) -> Any:
     return SimpleNamespace(type=kind, **fields)
 
 
+class PlainTurn(LLMUserAggregator):
+    """Pipecat's own turns, as its documentation puts them together without Smart Turn."""
+
+    def __init__(self, context: LLMContext) -> None:
+        strategies = UserTurnStrategies(
+            start=[VADUserTurnStartStrategy()],
+            stop=[SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=0.0)],
+        )
+        params = LLMUserAggregatorParams(user_turn_strategies=strategies)
+        super().__init__(context, params=params)
+
+
 class _Voice:
     """Speaks `replyN` and what follows as samples that say N and count the pieces."""
 
     def __init__(self) -> None:
         self.pieces: dict[int, int] = {}
         self.started: list[str] = []
+        self.workload = Workload()
         self._reply = 0
 
     def check(self, voice: str, speed: float = 1.0) -> None:
         """Anybody can be spoken with."""
 
-    async def speak_words(self, text: str, **_: Any) -> AsyncGenerator[Speech]:
+    async def speak_words(self, text: str, ticket: Ticket, **_: Any) -> AsyncGenerator[Speech]:
         self.started.append(text)
+        with self.workload.holding(ticket):
+            async for piece in self._pieces(text):
+                yield piece
+
+    async def _pieces(self, text: str) -> AsyncGenerator[Speech]:
         if match := re.search(r"reply(\d+)", text):
             self._reply = int(match[1])
         reply = self._reply
@@ -246,7 +290,7 @@ class _Hub(hub.EngineHub):
         self._engines = engines
 
     async def get(self, engine: type[Any], options: Any) -> Any:
-        return self._engines[engine]
+        return self._engines.get(engine) or await super().get(engine, options)
 
 
 @dataclass
@@ -261,11 +305,12 @@ class Heard:
 class World(BaseObserver):
     """One conversation, and everything that could be noticed of it."""
 
-    def __init__(self, **stages: dict[str, Any] | None) -> None:
+    def __init__(self, *, plain: bool = False, **stages: dict[str, Any] | None) -> None:
         """Build the pipeline.
 
         Args:
-            stages: Settings of `trigger` and `turn`. No `trigger`: none in the pipeline.
+            plain: Whether Pipecat's own stage makes the turns.
+            stages: Settings of the stages. No `trigger`, `vad` or `stt`: none in the pipeline.
         """
         super().__init__(observe_every_push=False)
         self.voice, self.judge = _Voice(), _Judge()
@@ -274,7 +319,7 @@ class World(BaseObserver):
         self.transport = MemoryTransport(on_played=self._played)
         # The script is its client; one of the SDK's would read certificates for 40 ms.
         with patch.object(llm, "_client", lambda _: object()):
-            self.built = build(_spec(stages), self.transport)
+            self.built = build(_spec(stages, plain), self.transport)
         self.llm = _stage(self.built, ScriptedLLM)
         self.frames: list[tuple[float, Frame]] = []
         """Every frame that was pushed downstream, where it was pushed first."""
@@ -314,13 +359,17 @@ class World(BaseObserver):
     async def start_speaking(self) -> None:
         if not self._speaking:
             self._speaking = True
-            await self.send(VADUserStartedSpeakingFrame(start_secs=0.2))
+            await self.send(VoiceFrame(True), VADUserStartedSpeakingFrame(start_secs=0.2))
             await asyncio.sleep(0.01)  # nobody understands a voice in no time
 
     async def stop_speaking(self) -> None:
         if self._speaking:
             self._speaking = False
-            await self.send(VADUserStoppedSpeakingFrame(stop_secs=0.2))
+            await self.send(VoiceFrame(False), VADUserStoppedSpeakingFrame(stop_secs=0.2))
+
+    async def seems(self, heard: bool) -> None:
+        """The VAD's guess, before it is sure."""
+        await self.send(VoiceFrame(heard))
 
     async def partial(self, text: str, confidence: float | None = 0.95) -> None:
         await self.send(ProgressiveTranscriptionFrame(text, "user", "", confidence=confidence))
@@ -369,11 +418,13 @@ def _stage(built: Built, kind: type[Any]) -> Any:
     return next(stage for stage in built.pipeline.processors if isinstance(stage, kind))
 
 
-def _spec(settings: dict[str, dict[str, Any] | None]) -> PipelineSpec:
+def _spec(settings: dict[str, dict[str, Any] | None], plain: bool) -> PipelineSpec:
     position = Position(Path("scripted"), 1, 1)
     targets = {
+        "vad": "headstart.processors.vad:SileroVAD",
+        "stt": "headstart.processors.stt.deepgram_flux:DeepgramFluxSTT",
         "trigger": "headstart.processors.trigger:EarlyTrigger",
-        "turn": "headstart.processors.turn:UserTurn",
+        "turn": f"{__name__}:PlainTurn" if plain else "headstart.processors.turn:UserTurn",
         "llm": f"{__name__}:ScriptedLLM",
         "tts": "headstart.processors.tts:KokoroTTS",
     }
@@ -386,7 +437,7 @@ def _spec(settings: dict[str, dict[str, Any] | None]) -> PipelineSpec:
             position=position,
         )
         for kind, target in targets.items()
-        if kind != "trigger" or settings.get("trigger") is not None
+        if kind not in ("vad", "stt", "trigger") or settings.get(kind) is not None
     ]
     return PipelineSpec(name="scripted", prompt="Answer.", stages=tuple(stages))
 

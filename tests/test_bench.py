@@ -28,7 +28,7 @@ from headstart.bench.utterances import read_utterances
 from headstart.bench.words import compare, words
 from headstart.cli.repeated import repeat_option
 from headstart.errors import UsageError
-from headstart.pipeline.turns import TurnRecord
+from headstart.pipeline.turns import SegmentRecord, TurnRecord
 
 HEADSTART = (sys.executable, "-c", "from headstart.cli import main; main()")
 RATE = 24000
@@ -248,6 +248,23 @@ def test_the_report_needs_nothing_beside_it_and_plays_the_misses(tmp_path: Path)
     assert "| fast | 1.50 |" in markdown(found)
     for picture in ("voice-to-voice.svg", "stages.svg"):
         assert (tmp_path / picture).read_text().startswith("<svg xmlns=")
+
+
+def test_the_report_says_how_fast_the_words_came_and_which_way() -> None:
+    runs = [
+        run("only", f"short-{n}", 1.0).model_copy(
+            update={
+                "segments": [
+                    SegmentRecord(final_after_ms=after, partial_gap_ms=gap, path=path),
+                    SegmentRecord(path="local"),
+                ]
+            }
+        )
+        for n, (after, gap, path) in enumerate([(50, 300, "stream"), (70, 500, "replayed")])
+    ]
+    arm = summarise("only.yaml", runs, ["short"])
+    told = markdown(results().model_copy(update={"runs": runs, "arms": {"only": arm}}))
+    assert "| only | 2 | 60 | 69 | 400 | 490 | 500 | - | local 2, replayed 1, stream 1 |" in told
 
 
 def test_a_report_can_be_made_where_nothing_worked(tmp_path: Path) -> None:

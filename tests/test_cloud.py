@@ -1,4 +1,4 @@
-"""The shipped cloud pipeline, with nothing changed but the addresses of its providers."""
+"""The shipped cloud pipelines, with nothing changed but the addresses of its providers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from headstart.testing.deepgram import DeepgramServer
 from headstart.transports.wav import read_audio
 
 
+@pytest.mark.parametrize("pipeline", ["deepgram-claude", "flux-claude"])
 async def test_deepgram_and_claude_by_environment_variables_alone(
-    samples: dict[str, Sample], monkeypatch: pytest.MonkeyPatch
+    pipeline: str, samples: dict[str, Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # llama.cpp speaks Anthropic's protocol, and checks the key like Anthropic.
     claude = await shared.get(LlamaEngine, LlamaOptions.from_url("llama://SmolLM2-135M"))
@@ -23,7 +24,7 @@ async def test_deepgram_and_claude_by_environment_variables_alone(
         monkeypatch.setenv("DEEPGRAM_BASE_URL", deepgram.url)
         monkeypatch.setenv("ANTHROPIC_API_KEY", claude.api_key)
         monkeypatch.setenv("ANTHROPIC_BASE_URL", claude.base_url)
-        spec = load_config("deepgram-claude")
+        spec = load_config(pipeline)
         sample = samples["medium-france"]
         dialogue = await converse(spec, [read_audio(sample.path, spec.audio.in_sample_rate)])
     (record,) = dialogue.records

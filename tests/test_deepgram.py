@@ -23,6 +23,7 @@ from pipecat.frames.frames import (
     InputAudioRawFrame,
     MetricsFrame,
     StartFrame,
+    STTUpdateSettingsFrame,
     TranscriptionFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
@@ -31,6 +32,7 @@ from pipecat.metrics.metrics import STTUsageMetricsData, TTFBMetricsData
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection
+from pipecat.services.settings import STTSettings
 from pipecat.tests.utils import QueuedFrameProcessor
 from pipecat.workers.runner import WorkerRunner
 from pydantic import SecretStr
@@ -38,7 +40,7 @@ from pydantic import SecretStr
 from headstart.errors import UsageError
 from headstart.frames import ProgressiveTranscriptionFrame
 from headstart.processors.stt.deepgram import DeepgramSTT
-from headstart.processors.stt.deepgram_batch import Prerecorded
+from headstart.processors.stt.deepgram_batch import Local, Prerecorded
 from headstart.processors.stt.deepgram_link import (
     Destination,
     Link,
@@ -47,9 +49,10 @@ from headstart.processors.stt.deepgram_link import (
     pool,
 )
 from headstart.processors.stt.deepgram_segments import Heard, Segments, TimedWord
-from headstart.processors.stt.deepgram_settings import DeepgramSettings
+from headstart.processors.stt.deepgram_settings import DeepgramSettings, LinkSettings
 from headstart.processors.stt.replay import ReplayRing
 from headstart.testing.deepgram import DeepgramServer, Faults, Served
+from headstart.testing.drops import try_drops
 
 RATE = 16000
 KEY = "sk-never-to-be-logged"
@@ -344,12 +347,15 @@ class Session:
 
 
 @asynccontextmanager
-async def session(server: DeepgramServer, **options: object) -> AsyncIterator[Session]:
+async def session(
+    server: DeepgramServer,
+    kind: type[DeepgramSTT] = DeepgramSTT,
+    settings: type[LinkSettings] = DeepgramSettings,
+    **options: object,
+) -> AsyncIterator[Session]:
     # The patience of the tests is that of a machine which is busy with other things.
     patient = {"final_timeout_secs": 30.0, "stall_secs": 30.0, "rest_timeout_secs": 30.0}
-    stage = DeepgramSTT(
-        DeepgramSettings(api_key=SecretStr(KEY), base_url=server.url, **(patient | options))
-    )
+    stage = kind(settings(api_key=SecretStr(KEY), base_url=server.url, **(patient | options)))
     down: asyncio.Queue = asyncio.Queue()
     up: asyncio.Queue = asyncio.Queue()
     worker = PipelineWorker(
@@ -461,6 +467,17 @@ async def test_a_drop_anywhere_neither_loses_nor_doubles_a_word(
         assert words(final.text) == words(undisturbed.text), f"dropped at {drop_at} s"
         assert final.result.path == "replayed"
         assert final.result.connections == 2
+
+
+async def test_the_command_that_tries_drops_hears_what_a_user_would() -> None:
+    outcomes = [outcome async for outcome in try_drops(SPEECH, only=["short-joke"])]
+    assert [(one.fault, one.paths) for one in outcomes] == [
+        ("handshake 0.6 s", ("stream",)),
+        ("drop at 0.5 s", ("replayed",)),
+        ("drop at 1 s", ("replayed",)),
+    ]
+    assert not any(one.differs for one in outcomes)
+    assert words(outcomes[0].text) == words(UTTERANCES["short-joke"]["text"])
 
 
 async def test_only_the_segment_that_a_drop_hits_is_sent_again(server: DeepgramServer) -> None:
@@ -584,13 +601,59 @@ async def test_a_connection_that_goes_dead_is_replaced(
     assert final.result.path == "replayed"
 
 
-async def test_a_tone_gives_one_empty_transcript_and_no_partials(server: DeepgramServer) -> None:
+async def test_a_tone_noise_and_silence_give_empty_transcripts_and_no_partials(
+    server: DeepgramServer,
+) -> None:
+    noise = np.random.default_rng(2).normal(0, 500, 2 * RATE).astype(np.int16)
     async with session(server) as agent:
-        await agent.say(*frames(TONE, (0.1, 1.8)))
-        final, partials = await agent.final()
-    assert final.text == ""
-    assert final.result.path == "stream"
-    assert partials == []
+        for sound in (TONE, noise, np.zeros(2 * RATE, np.int16)):
+            # As if the VAD had been fooled.
+            await agent.say(*frames(sound, (0.1, 1.8)))
+            final, partials = await agent.final()
+            assert (final.text, final.result.path, partials) == ("", "stream", [])
+
+
+async def test_an_unexpected_failure_ends_its_segment_only(
+    server: DeepgramServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ValueError("no reason")
+
+    server.fail(Faults(close_before_answer=True), times=2)
+    monkeypatch.setattr(Prerecorded, "transcribe", fail)
+    async with session(server, final_timeout_secs=0.1) as agent:
+        await agent.say(*turn("short-joke"))
+        error = await agent.error()
+        first, _ = await agent.final()
+        server.heal()
+        monkeypatch.undo()
+        second = await agent.hear("medium-france")
+    assert "no reason" in error.error
+    assert first.result.path == "none"
+    assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
+
+
+async def test_model_and_language_can_be_changed_while_the_session_runs(
+    server: DeepgramServer,
+) -> None:
+    async with session(server) as agent:
+        first = await agent.hear("short-joke")
+        change = STTUpdateSettingsFrame(delta=STTSettings(model="nova-2", language="en-GB"))
+        await agent.say(change)
+        second = await agent.hear("medium-france")
+    asked = [(s.query["model"], s.query["language"]) for s in streams(server)]
+    assert asked == [(["nova-3"], ["en"]), (["nova-2"], ["en-GB"])]
+    assert words(first.text) == words(UTTERANCES["short-joke"]["text"])
+    assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
+
+
+async def test_a_segment_longer_than_the_local_recogniser_hears_at_once_is_not_cut_short() -> None:
+    long = np.concatenate([samples(name) for name in UTTERANCES for _ in range(4)])
+    assert len(long) > 30 * RATE
+    said = [word for row in UTTERANCES.values() for _ in range(4) for word in words(row["text"])]
+    heard = await (await Local.load()).transcribe(long.tobytes(), RATE)
+    assert abs(len(words(heard.text)) - len(said)) < 0.1 * len(said)
+    assert words(heard.text)[-3:-1] == said[-3:-1]
 
 
 async def test_a_session_that_stops_mid_utterance_leaves_no_task_and_no_socket(

@@ -261,25 +261,49 @@ async def test_weights_that_know_english_only_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "secs", "kept"),
+    ("text", "spoken", "kept"),
     [
-        ("tell me a joke", 1.0, "tell me a joke"),
-        ("no no no no", 1.0, "no no no no"),
-        ("no no no no no no", 1.0, "no"),
-        ("tell me O O O O O O O", 1.0, "tell me O"),
-        ("yes please. Yes please. Yes please. Yes", 1.2, "yes please."),
-        ("yes please. Yes please. Yes please. Yes", 2.0, "yes please. Yes please. Yes please. Yes"),
-        ("who are you'd? Who are you'd? Who are you", 1.3, "who are you'd?"),
-        ("could you could you tell me that", 1.0, "could you could you tell me that"),
-        ("[BLANK_AUDIO]", 1.0, ""),
-        ("well (he sighs) now ♪", 1.0, "well now"),
-        ("*music* go on.", 1.0, "go on."),
+        ("tell me a joke", 4, "tell me a joke"),
+        ("no no no no", 4, "no no no no"),
+        ("no no no no no no", 1, "no"),
+        ("bye bye", 2, "bye bye"),
+        ("that is very very very", 5, "that is very very very"),
+        ("call 555 1234 I repeat 555 1234", 7, "call 555 1234 I repeat 555 1234"),
+        ("my number is 7429. 7429. 749", 4, "my number is 7429."),
+        ("tell me O O O O O O O", 3, "tell me O"),
+        ("yes please. Yes please. Yes please. Yes", 2, "yes please."),
+        ("yes please. Yes please. Yes please. Yes", 4, "yes please. Yes please."),
+        ("yes please. Yes please. Yes please. Yes", 7, "yes please. Yes please. Yes please. Yes"),
+        ("who are you'd? Who are you'd? Who are you", 3, "who are you'd?"),
+        ("could you could you tell me that", 7, "could you could you tell me that"),
     ],
 )
-def test_loops_and_tags_are_no_words(text: str, secs: float, kept: str) -> None:
-    words = [Word(word, 1.0) for word in text.split()]
-    spoken = without_tags(words[: len(words) - looping(words, secs)])
+def test_a_repeat_for_which_there_is_no_audio_was_not_said(
+    text: str, spoken: int, kept: str
+) -> None:
+    pieces = text.split()
+    starts = [min(at, spoken) * 0.3 for at in range(len(pieces))]
+    unsaid = looping(pieces, lambda: starts, spoken * 0.3)
+    assert " ".join(pieces[: len(pieces) - unsaid]) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("[BLANK_AUDIO]", ""), ("well (he sighs) now ♪", "well now"), ("*music* go on.", "go on.")],
+)
+def test_tags_are_no_words(text: str, kept: str) -> None:
+    spoken = without_tags([Word(word, 1.0) for word in text.split()])
     assert " ".join(word.text for word in spoken) == kept
+
+
+async def test_what_is_said_twice_is_heard_twice_and_what_is_said_once_is_not() -> None:
+    engine = await hub.shared.get(WhisperEngine, WhisperOptions())
+    joke, moon = speech("short-joke"), speech("pause-moon")
+    twice = await engine.transcribe(as_float(np.concatenate([joke, joke])))
+    assert plain(twice.text) == 2 * plain(SAID["short-joke"])
+    for secs in np.arange(1.2, 1.8, 0.1):
+        cut = await engine.transcribe(as_float(moon[: int(secs * RATE)]))
+        assert plain(cut.text).count("tell") <= 1, "it was cut short, and is not begun again"
 
 
 # --- pure parts ------------------------------------------------------------------------------
@@ -481,8 +505,9 @@ async def test_any_input_rate_will_do(rate: int) -> None:
     assert word_errors(SAID["medium-france"], " ".join(heard.finals)) == 0
 
 
-async def test_silence_and_a_tone_give_no_words_and_no_partials() -> None:
-    for audio in (silence(2), np.concatenate([silence(0.5), sine(2), silence(1)])):
+async def test_silence_noise_and_a_tone_give_no_words_and_no_partials() -> None:
+    noise = np.random.default_rng(2).normal(0, 500, 2 * RATE).astype(np.int16)
+    for audio in (silence(2), noise, np.concatenate([silence(0.5), sine(2), silence(1)])):
         async with running([WhisperSTT()]) as (worker, heard):
             # Even if the VAD is fooled.
             await worker.queue_frame(VADUserStartedSpeakingFrame(start_secs=0.2))

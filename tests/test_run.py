@@ -25,7 +25,7 @@ HEADSTART = (sys.executable, "-c", "from headstart.cli import main; main()")
 TURN_KEYS = (
     "turn user_text bot_text speech_start_s vad_stop_s turn_end_s first_partial_s "
     "final_transcript_s first_token_s first_clause_s first_audio_ready_s first_audio_out_s "
-    "voice_to_voice_s interrupted errors speculation"
+    "voice_to_voice_s interrupted errors speculation segments"
 ).split()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -34,10 +35,11 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
 
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
+from headstart.engines.kokoro.backend import Abort
 from headstart.engines.kokoro.phonemes import MAX_PHONEMES, Phonemizer
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
-from headstart.errors import UsageError
+from headstart.errors import EngineError, UsageError
 from headstart.processors.tts import KokoroSettings, KokoroTTS
 from headstart.processors.tts.clauses import ClauseSplitter
 from headstart.processors.tts.kokoro import KokoroLiveSettings
@@ -210,6 +212,59 @@ async def test_committed_text_overtakes_speculative_text(kokoro: KokoroEngine) -
         group.create_task(speak("committed", "Surely.", Priority.COMMITTED))
     assert order.index("committed") <= 1
     assert order[2:] == ["guess 0", "guess 1", "guess 2"][-len(order[2:]) :]
+
+
+async def test_a_cancelled_request_ends_at_the_next_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = KokoroEngine.load(KokoroOptions(engine="torch"))
+    ticket, checks = Ticket(Priority.SPECULATIVE), 0
+
+    class Watched(Abort):
+        def check(self) -> None:
+            nonlocal checks
+            checks += 1
+            if checks == 40:
+                ticket.cancel()
+            super().check()
+
+    monkeypatch.setattr("headstart.engines.kokoro.engine.Abort", Watched)
+    assert len(await spoken(engine, SENTENCE, ticket=ticket)) == 0
+    assert checks <= 42  # the other thread may be in the middle of a layer or two
+    assert engine.statistics().cancelled == 1
+    monkeypatch.undo()
+    assert len(await spoken(engine, "Next.")) > 0
+    engine.close()
+
+
+async def test_a_hundred_requests_at_once_are_all_spoken(kokoro: KokoroEngine) -> None:
+    tickets = [Ticket(Priority.SPECULATIVE) for _ in range(100)]
+    rejected = kokoro.statistics().rejected
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(spoken(kokoro, "Perhaps.", ticket=ticket)) for ticket in tickets]
+        await asyncio.sleep(0)  # all have queued up
+        for ticket in tickets[3:]:
+            ticket.cancel()
+    assert [len(task.result()) > 0 for task in tasks[:3]] == [True] * 3
+    assert kokoro.statistics().rejected == rejected
+
+
+@pytest.mark.parametrize(
+    ("voice", "text"),
+    [("ef_dora", "Buenas tardes."), ("hf_alpha", "नमस्ते।"), ("pm_alex", "Boa tarde.")],
+)
+async def test_voices_of_other_languages_speak(kokoro: KokoroEngine, voice: str, text: str) -> None:
+    assert np.abs(await spoken(kokoro, text, voice=voice)).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("voice", "text", "package"), [("jf_alpha", "こんにちは", "ja"), ("zf_xiaobei", "你好", "zh")]
+)
+async def test_a_language_without_its_packages_says_what_to_install(
+    kokoro: KokoroEngine, voice: str, text: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, f"misaki.{package}", None)
+    with pytest.raises(EngineError, match=rf'pip install "misaki\[{package}\]"$') as caught:
+        await spoken(kokoro, text, voice=voice)
+    assert "\n" not in str(caught.value)
 
 
 # Clauses

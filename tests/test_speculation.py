@@ -24,15 +24,18 @@ from pipecat.frames.frames import (
     LLMContextUserTurnFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    LLMTextFrame,
     SystemFrame,
     TTSAudioRawFrame,
     TTSTextFrame,
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
 )
 from scripted import Asked, Model, World, play
 from test_speaking import reply, running
 
+from headstart.engines.queue import Priority, Ticket
 from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame, mark_attempt
 from headstart.pipeline.dialogue import converse as hold_dialogue
 from headstart.pipeline.load import load_config
@@ -40,9 +43,10 @@ from headstart.processors.release import Hold
 from headstart.processors.trigger.match import TieredMatch
 from headstart.processors.trigger.policy import TriggerSettings
 from headstart.processors.tts import KokoroSettings, KokoroTTS
+from headstart.processors.turn import AssistantTurn
 from headstart.transports.wav import read_audio
 
-EAGER = {"stable_updates": 1, "max_per_turn": 9}
+EAGER = {"policy": "eager", "stable_updates": 1, "max_per_turn": 9, "min_silence_secs": 0.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,6 +85,7 @@ STEPS = st.one_of(
     st.tuples(st.just("stop_speaking")),
     st.tuples(st.just("partial"), TEXTS),
     st.tuples(st.just("final"), TEXTS),
+    st.tuples(st.just("seems"), st.booleans()),
     st.tuples(st.just("silence"), SHORT | LONG),
     st.tuples(st.just("wait"), LONG),
     MOMENT,
@@ -91,6 +96,12 @@ STEPS = st.one_of(
 MOMENTS = st.lists(MOMENT, max_size=2)
 
 
+# A voice that the VAD may take for one, before an answer that waits for enough silence is let out.
+BREATHS = st.sampled_from(
+    [[], [("silence", 0.3), ("seems", True), ("silence", 0.3), ("seems", False)]]
+)
+
+
 @st.composite
 def utterances(draw: st.DrawFn) -> list[Step]:
     """A turn as it should be: partials that grow, a stop, a final, and some time between."""
@@ -99,10 +110,12 @@ def utterances(draw: st.DrawFn) -> list[Step]:
     for _ in range(draw(st.integers(0, 3))):
         heard = draw(st.sampled_from([text, text, "What time", "Set it to ten."]))
         steps += [("partial", heard), *draw(MOMENTS)]
+    if draw(st.booleans()):
+        steps += [("seems", False), *draw(MOMENTS)]
     ends: list[Step] = [("stop_speaking",), ("final", text)]
     if draw(st.booleans()):
         ends.reverse()
-    return [*steps, ends[0], *draw(MOMENTS), ends[1], ("silence", draw(LONG))]
+    return [*steps, ends[0], *draw(MOMENTS), ends[1], *draw(BREATHS), ("silence", draw(LONG))]
 
 
 @st.composite
@@ -139,10 +152,16 @@ CLOSING = "Is there anything else?"
 
 
 def converse(
-    steps: list[Step], models: list[Model], verdicts: list[float], lag: int, **stages: Any
+    steps: list[Step],
+    models: list[Model],
+    verdicts: list[float],
+    lag: int,
+    *,
+    plain: bool = False,
+    **stages: Any,
 ) -> World:
     """Play the steps, then one more turn with everything in order."""
-    world = World(**stages)
+    world = World(plain=plain, **stages)
     world.llm.lag = lag
     world.llm.script.extend(models)
     world.judge.verdicts.extend(verdicts)
@@ -165,6 +184,8 @@ def converse(
     return play(world, script)
 
 
+_WORD_SECS = 0.2
+"""Of an answer of which less was heard, the context may have no word."""
 _ANSWER_SECS = 3.0
 """By when a model that is neither slow nor failing has spoken."""
 
@@ -202,6 +223,12 @@ def check(world: World) -> None:
         assert heard.pieces == list(range(1, len(heard.pieces) + 1)), "I6: in order"
     for at, number in world.llm.called:
         assert allowed(number, at), "I1: nothing unconfirmed calls a tool"
+    for request in asked.values():
+        began = max(at for at, _ in world.of(UserStartedSpeakingFrame) if at <= request.at_s)
+        known = words(" ".join(request.answers))
+        for heard in world.heard:
+            if heard.at_s + _WORD_SECS < began:
+                assert f"reply{heard.reply}" in known, "asked with all that was heard before"
     replies = [heard.reply for heard in world.heard]
     assert len(set(replies)) == len(replies), "I6: an answer is heard once"
     for message in world.messages:
@@ -252,6 +279,8 @@ def check(world: World) -> None:
     verdicts=st.none() | st.lists(st.sampled_from([0.0, 0.3, 0.9]), max_size=5),
     complete=st.booleans(),
     lag=st.just(0) | st.integers(0, 40),
+    policy=st.sampled_from(["eager", "eager", "confident", "final"]),
+    min_silence_secs=st.sampled_from([0.0, 0.7]),
 )
 def test_the_invariants_hold_whatever_happens_when(
     steps: list[Step],
@@ -259,14 +288,17 @@ def test_the_invariants_hold_whatever_happens_when(
     verdicts: list[float] | None,
     complete: bool,
     lag: int,
+    policy: str,
+    min_silence_secs: float,
 ) -> None:
+    trigger = {"policy": policy, "min_silence_secs": min_silence_secs}
     check(
         converse(
             steps,
             models,
             verdicts or [],
             lag,
-            trigger=EAGER | {"require_complete": complete},
+            trigger=EAGER | {"require_complete": complete} | trigger,
             turn={"smart_turn": verdicts is not None},
         )
     )
@@ -312,6 +344,73 @@ def test_the_context_keeps_what_was_heard_of_an_answer_that_was_held() -> None:
     assert world.messages[1]["content"] == "reply1 says one."
 
 
+def test_an_attempt_knows_what_was_heard_of_the_answer_that_it_interrupts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = AssistantTurn.push_aggregation
+
+    async def write_later(turn: AssistantTurn) -> str:
+        await asyncio.sleep(0.1)
+        return await write(turn)
+
+    monkeypatch.setattr(AssistantTurn, "push_aggregation", write_later)
+    interrupting: list[Step] = [("wait", 0.35), *ASKED[:2], ("wait", 1.0), *ENDED]
+    world = talk([*ASKED, *ENDED[:2], *interrupting], Model.LONG)
+    assert world.llm.requests[1].attempt == 2
+    assert world.llm.requests[1].answers == [world.messages[1]["content"]]
+    assert world.messages[1]["content"].startswith("reply1 is one of")
+
+
+PAUSE = {"trigger": EAGER | {"min_silence_secs": 0.7}}
+
+
+def test_an_early_answer_does_not_cut_in_when_the_user_takes_a_breath() -> None:
+    more = f"{ASK} {ASK}"
+    breath: list[Step] = [*ENDED[:2], ("silence", 0.4), ("seems", True), ("silence", 0.4)]
+    world = talk([*ASKED, *breath, *ASKED, *ENDED], **PAUSE)
+    assert outcomes(world)[0] == (False, "words changed")
+    assert world.messages[0] == {"role": "user", "content": more}
+    assert world.llm.requests[world.heard[0].reply - 1].question == more
+
+
+def test_an_early_answer_is_let_out_after_enough_silence_and_no_later() -> None:
+    for silence in (("silence", 3.0), ("wait", 3.0)):  # a muted microphone sends none
+        world = talk([*ASKED, *ENDED[:2], silence], **PAUSE)
+        (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)
+        assert world.heard[0].at_s == pytest.approx(stop + 0.5)  # 0.2 s had passed by then
+        (_, ended), *_ = world.of(SpeculationEndedFrame)
+        assert isinstance(ended, SpeculationEndedFrame)
+        assert (ended.committed, ended.waited_secs) == (True, pytest.approx(0.5))
+
+
+def test_a_turn_without_an_early_answer_does_not_wait() -> None:
+    world = talk([*ASKED, *ENDED], Model.FAILS, **PAUSE)
+    (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)
+    (end, _), *_ = world.of(UserStoppedSpeakingFrame)
+    assert end == stop
+
+
+def test_no_answer_begins_early_while_another_session_waits_for_the_models() -> None:
+    world = World(trigger=EAGER, turn={"smart_turn": False})
+    begun: list[list[float]] = []
+
+    def fired() -> list[float]:
+        return [at for at, _ in world.of(SpeculationFiredFrame)]
+
+    async def script() -> None:
+        with world.voice.workload.holding(Ticket(Priority.COMMITTED)):
+            await perform(world, [*ASKED, ("silence", 1.0)])
+            begun.append(fired())
+        with world.voice.workload.holding(Ticket(Priority.SPECULATIVE)):
+            await perform(world, [("silence", 0.1)])
+            begun.append(fired())
+        await perform(world, [*ENDED, ("wait", 5.0)])
+
+    play(world, script)
+    assert [len(times) for times in begun] == [0, 1]
+    assert world.heard[0].reply == 1
+
+
 def test_words_that_change_at_once_are_never_asked() -> None:
     other = ("partial", "Set it to ten.")
     world = talk([*ASKED[:2], other, other, ("wait", 1.0), *ENDED[:1], ("final", "Set it to ten.")])
@@ -347,7 +446,7 @@ def test_a_withdrawn_answer_leaves_the_voice_to_the_next_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("model", [Model.FAILS, Model.BREAKS_OFF, Model.EMPTY, Model.CALLS])
+@pytest.mark.parametrize("model", [Model.FAILS, Model.BREAKS_OFF, Model.EMPTY])
 def test_an_answer_given_up_before_the_turn_ends_is_asked_for_again(model: Model) -> None:
     world = talk([*ASKED, *ENDED], model)
     assert outcomes(world)[0] == (False, "cancelled")
@@ -355,15 +454,55 @@ def test_an_answer_given_up_before_the_turn_ends_is_asked_for_again(model: Model
     assert world.heard[0].reply == 2
 
 
-@pytest.mark.parametrize("model", [Model.FAILS, Model.CALLS])
-def test_a_turn_that_ends_while_its_answer_is_given_up_is_answered_once(model: Model) -> None:
+def test_a_turn_that_ends_while_its_answer_is_given_up_is_answered_once() -> None:
     kinds = set()
     for lag in range(10):
-        world = talk([*ASKED[:2], ("wait", 0.05), *ENDED], model, lag=lag)
+        world = talk([*ASKED[:2], ("wait", 0.05), *ENDED], Model.FAILS, lag=lag)
         asked_again = world.llm.requests[1].question == ASK
         kinds.add((outcomes(world)[0][0], asked_again))
     # Given up in time, while the turn ended, and too late (then it failed like any other).
     assert kinds == {(False, True), (True, True), (True, False)}
+
+
+@pytest.mark.parametrize("safe_tools", [(), ("look",)])
+def test_a_tool_is_called_when_the_turn_has_ended_unless_it_is_safe(
+    safe_tools: tuple[str, ...],
+) -> None:
+    stages = {"trigger": EAGER, "turn": {"smart_turn": False}, "llm": {"safe_tools": safe_tools}}
+    world = converse([*ASKED, *ENDED], [Model.CALLS], [], 0, **stages)
+    (end, _), *_ = world.of(UserStoppedSpeakingFrame)
+    assert len(world.llm.called) == 1, "once"
+    assert (world.llm.called[0][0] < end) == bool(safe_tools)
+    assert [request.attempt for request in world.llm.requests] == [1, None, 2]
+    assert world.heard[0].reply == 2
+    assert [message["role"] for message in world.messages[:4]] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+
+
+def test_a_tool_of_an_answer_that_is_withdrawn_is_not_called() -> None:
+    other = ("partial", "Set it to ten.")
+    world = talk([*ASKED, other, ENDED[0], ("final", "Set it to ten.")], Model.CALLS)
+    assert outcomes(world)[0] == (False, "number changed")
+    assert not world.llm.called
+
+
+def test_the_language_model_pauses_before_it_has_spent_too_much() -> None:
+    world = World(trigger=EAGER, turn={"smart_turn": False}, llm={"max_speculative_tokens": 8})
+    world.llm.script.append(Model.LONG)
+    paused: list[int] = []
+
+    async def script() -> None:
+        await perform(world, [*ASKED, ("wait", 8.0)])
+        paused.append(sum(len(frame.text) for _, frame in world.of(LLMTextFrame)))
+        await perform(world, [*ENDED, ("wait", 5.0)])
+
+    play(world, script)
+    assert 32 <= paused[0] < 40
+    assert world.heard[0].pieces == list(range(1, 41)), "and says all of it when it may"
 
 
 def test_a_turn_ended_by_the_watchdog_takes_its_attempt_along() -> None:
@@ -406,6 +545,49 @@ def test_without_attempts_the_pipeline_is_the_one_without_a_trigger(
     pairs = zip_longest(map(shape, plain.frames), map(shape, off.frames))
     assert not [pair for pair in pairs if pair[0] != pair[1]]
     assert (plain.heard, plain.messages) == (silent.heard, silent.messages)
+
+
+OFF = {"turn": {"smart_turn": False}}
+PLAIN_TURNS = st.lists(
+    st.tuples(TEXTS.filter(str), SHORT, st.sampled_from([0.5, 3.0])), max_size=4
+).map(
+    lambda turns: [
+        step
+        for text, pause, silence in turns
+        for step in [
+            ("start_speaking",),
+            ("partial", text),
+            ("wait", pause),
+            ("stop_speaking",),
+            ("wait", pause),
+            ("final", text),
+            ("wait", silence),
+        ]
+    ]
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=PLAIN_TURNS, models=st.lists(st.sampled_from([Model.FAST, Model.LONG]), max_size=4))
+def test_without_a_trigger_turns_are_those_of_plain_pipecat(
+    steps: list[Step], models: list[Model]
+) -> None:
+    ours, plain = converse(steps, models, [], 0, **OFF), converse(steps, models, [], 0, plain=True)
+    assert ours.messages == plain.messages
+    assert ours.heard == plain.heard
+
+
+def test_a_late_transcript_does_not_end_a_turn_that_goes_on_as_it_does_in_plain_pipecat() -> None:
+    first, second = "Could you tell me.", ASK
+    steps: list[Step] = [
+        *[("start_speaking",), ("wait", 0.5), ("stop_speaking",), ("wait", 0.3)],
+        *[("start_speaking",), ("wait", 0.1), ("final", first), ("wait", 0.5)],
+        *[("stop_speaking",), ("final", second), ("wait", 3.0)],
+    ]
+    ours, plain = converse(steps, [], [], 0, **OFF), converse(steps, [], [], 0, plain=True)
+    assert [request.question for request in ours.llm.requests][:1] == [f"{first} {second}"]
+    assert len(ours.heard) == len(ours.llm.requests) == 2, "this and the closing one"
+    assert plain.llm.requests[0].question == first, "half of it is answered"
 
 
 def shape(seen: tuple[float, Frame]) -> tuple[object, ...]:

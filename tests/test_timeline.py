@@ -57,6 +57,7 @@ from headstart.pipeline.turns import (
     AttemptRecord,
     Event,
     Kind,
+    SegmentRecord,
     SpeculationRecord,
     TurnRecord,
     Verdict,
@@ -66,10 +67,15 @@ from headstart.transports.memory import MemoryTransport, PlayedAudio
 KEYS = (
     "turn user_text bot_text speech_start_s vad_stop_s turn_end_s first_partial_s "
     "final_transcript_s first_token_s first_clause_s first_audio_ready_s first_audio_out_s "
-    "voice_to_voice_s interrupted errors speculation"
+    "voice_to_voice_s interrupted errors speculation segments"
 ).split()
 SPECULATION_KEYS = (
-    "attempts committed saved_ms wasted_input_tokens wasted_output_tokens wasted_audio_s"
+    "attempts committed saved_ms waited_ms release_ms wasted_input_tokens wasted_output_tokens "
+    "wasted_audio_s"
+).split()
+SEGMENT_KEYS = (
+    "start_s stop_s partials first_partial_s partial_gap_ms final_s final_after_ms path setup_ms "
+    "connections"
 ).split()
 ATTEMPT_KEYS = "fired_at_s text confidence verdict reason lead_ms".split()
 TIMES = [key for key in KEYS if key.endswith("_s") and key != "voice_to_voice_s"]
@@ -133,10 +139,26 @@ def test_an_answered_turn_has_all_its_times() -> None:
             "attempts": [],
             "committed": False,
             "saved_ms": None,
+            "waited_ms": None,
+            "release_ms": None,
             "wasted_input_tokens": 0,
             "wasted_output_tokens": 0,
             "wasted_audio_s": 0.0,
         },
+        "segments": [
+            {
+                "start_s": 1.0,
+                "stop_s": 3.2,
+                "partials": 2,
+                "first_partial_s": 1.5,
+                "partial_gap_ms": 1250.0,
+                "final_s": 3.25,
+                "final_after_ms": 50.0,
+                "path": None,
+                "setup_ms": None,
+                "connections": 0,
+            }
+        ],
     }
 
 
@@ -151,6 +173,7 @@ def test_the_keys_and_their_order_are_those_of_the_contract() -> None:
     assert list(row) == KEYS
     assert list(row["speculation"]) == SPECULATION_KEYS
     assert list(row["speculation"]["attempts"][0]) == ATTEMPT_KEYS
+    assert list(SegmentRecord.model_fields) == SEGMENT_KEYS
 
 
 def test_a_record_read_back_still_knows_where_the_speech_ended() -> None:
@@ -180,6 +203,45 @@ def test_of_several_segments_the_last_counts() -> None:
     (record,) = reduce(*QUESTION[:5], *pause, *QUESTION[5:8], *ANSWER)
     assert (record.speech_start_s, record.vad_stop_s, record.final_transcript_s) == (1.0, 3.2, 3.25)
     assert record.user_text == "Well, What is"
+
+
+def test_each_stretch_of_speech_tells_how_its_words_were_had() -> None:
+    spoken = (
+        Event(Kind.VAD_STARTED, 1.2, confirm_secs=0.2),
+        Event(Kind.PARTIAL, 1.6),
+        Event(Kind.PARTIAL, 1.8),
+        Event(Kind.VAD_STOPPED, 2.2, confirm_secs=0.2),
+        Event(Kind.VAD_STARTED, 2.5, confirm_secs=0.2),
+        Event(Kind.PARTIAL, 2.6),  # of the second, though the first has no final text yet
+        Event(Kind.FINAL, 2.7, text="Well,", path="replayed", setup_secs=0.6, connections=2),
+        Event(Kind.PARTIAL, 2.9),
+        Event(Kind.VAD_STOPPED, 3.2, confirm_secs=0.2),
+        Event(Kind.PARTIAL, 3.21),  # late: the voice has ended
+        Event(Kind.FINAL, 3.3, text="now.", path="stream", setup_secs=0.05, connections=1),
+        Event(Kind.USER_STOPPED, 3.4),
+    )
+    (record,) = reduce(*spoken)
+    first, second = record.segments
+    assert (first.start_s, first.stop_s, first.partials) == (1.0, 2.2, 2)
+    assert (first.partial_gap_ms, first.final_after_ms) == (200.0, 500.0)
+    assert (first.path, first.setup_ms, first.connections) == ("replayed", 600.0, 2)
+    assert (second.partials, second.first_partial_s, second.partial_gap_ms) == (2, 2.6, 300.0)
+    assert (second.final_s, second.final_after_ms, second.path) == (3.3, 100.0, "stream")
+
+
+def test_final_texts_that_come_early_or_without_a_vad_are_kept_too() -> None:
+    early = (
+        Event(Kind.VAD_STARTED, 1.2, confirm_secs=0.2),
+        Event(Kind.FINAL, 1.9, text="Well,"),
+        Event(Kind.VAD_STOPPED, 2.2, confirm_secs=0.2),
+        Event(Kind.FINAL, 2.3, text="now."),
+    )
+    (record,) = reduce(*early)
+    (segment,) = record.segments
+    assert (segment.stop_s, segment.final_after_ms, segment.partial_gap_ms) == (2.2, 100.0, None)
+    without = (Event(Kind.USER_STARTED, 1.0), Event(Kind.FINAL, 1.9, text="Hello", path="rest"))
+    (record,) = reduce(*without)
+    assert [(s.stop_s, s.final_s, s.path) for s in record.segments] == [(None, 1.9, "rest")]
 
 
 def test_a_word_of_agreement_while_the_bot_speaks_is_no_turn() -> None:
@@ -729,6 +791,18 @@ def spoken_for() -> TurnRecord:
             committed=True,
             saved_ms=530.0,
         ),
+        segments=[
+            SegmentRecord(
+                start_s=0.3,
+                stop_s=2.31,
+                partials=5,
+                partial_gap_ms=310.4,
+                final_after_ms=60.0,
+                path="replayed",
+                setup_ms=42.3,
+                connections=2,
+            )
+        ],
     )
 
 
@@ -750,6 +824,8 @@ Turn 2                                                     voice to voice 330 ms
   out                                        │         ███▶ audible      +330 ms
   early  -900 ms aborted: the words changed · 0.83 sure · "What is the"
   early  -230 ms committed: same words · "What is the capital of France"
+  heard  replayed on 2 connections, opened in 42 ms · final text 60 ms after VAD
+         stop · partials at most 310 ms apart
 
 """
 

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headstart.errors import UsageError
+from headstart.processors.trigger import EarlyTrigger
 from headstart.processors.trigger.budget import Breaker, SpendingLimit
 from headstart.processors.trigger.match import Change, Tier, TieredMatch
+from headstart.processors.trigger.policies import POLICIES, Evidence, Reason
 from headstart.processors.trigger.policy import (
     Action,
     Attempt,
     Decision,
-    Reason,
     TriggerPolicy,
     TriggerSettings,
 )
@@ -49,16 +51,94 @@ def test_fillers_can_be_taken_seriously() -> None:
 
 
 def heard(policy: TriggerPolicy, text: str, confidence: float | None = 0.95) -> Decision:
+    policy.voice_ended(0.0)
     return policy.partial(text, confidence, 0.0)
 
 
-def test_a_confident_stable_complete_partial_fires_once() -> None:
+def test_what_is_sure_and_complete_is_answered_once_when_the_voice_falls_silent() -> None:
     policy = TriggerPolicy(TriggerSettings())
-    assert heard(policy, "What time is it?").reason is Reason.UNSTABLE
-    fired = heard(policy, "what time is it?")
+    assert policy.partial("What time is it?", 0.95, 1.0).reason is Reason.STILL_SPEAKING
+    fired = policy.voice_ended(1.05)
     assert fired.action is Action.FIRE
-    assert fired.attempt == Attempt(1, "what time is it?", 0.95, 0.0)
-    assert heard(policy, "What time is it?").reason is Reason.ALREADY_FIRED
+    assert fired.attempt == Attempt(1, "What time is it?", 0.95, 1.05)
+    assert policy.partial("What time is it?", 0.95, 1.1).reason is Reason.ALREADY_FIRED
+
+
+def test_words_after_which_the_voice_went_on_have_to_be_heard_to_the_end() -> None:
+    policy = TriggerPolicy(TriggerSettings(tail_ms=200))
+    policy.partial("What time is it?", 0.95, 1.1, behind_secs=0.3)
+    assert policy.voice_ended(1.1).reason is Reason.STILL_SPEAKING
+    assert policy.partial("What time is it now?", 0.95, 1.3).action is Action.FIRE
+
+
+def test_a_voice_that_goes_on_makes_the_words_wait_again() -> None:
+    policy = TriggerPolicy(TriggerSettings())
+    policy.voice_ended(1.0)
+    policy.voice_began()
+    assert policy.partial("What time is it?", 0.95, 1.1).reason is Reason.STILL_SPEAKING
+
+
+def test_words_that_trail_off_are_not_complete() -> None:
+    assert heard(TriggerPolicy(TriggerSettings()), "Could you...").reason is Reason.INCOMPLETE
+
+
+def test_the_eager_policy_waits_for_repetition_and_not_for_silence() -> None:
+    policy = TriggerPolicy(TriggerSettings(policy="eager"))
+    assert policy.partial("What time is it?", 0.95, 1.0).reason is Reason.UNSTABLE
+    assert policy.partial("what time is it?", 0.95, 1.2).action is Action.FIRE
+
+
+def test_the_final_policy_waits_for_final_words_alone() -> None:
+    policy = TriggerPolicy(TriggerSettings(policy="final"))
+    assert heard(policy, "What time is it?").reason is Reason.NOT_FINAL
+    assert policy.final("I would like to book", 1.0).reason is Reason.FINAL
+
+
+class Shouted:
+    """A policy of somebody else's."""
+
+    def obstacle(self, evidence: Evidence) -> str | None:
+        """Only what is shouted is answered."""
+        return None if evidence.text.isupper() else "not loud enough"
+
+
+def test_a_policy_may_be_a_class_of_ones_own() -> None:
+    policy = TriggerPolicy(TriggerSettings(policy=f"{__name__}:Shouted"))
+    assert heard(policy, "What time is it?").reason == "not loud enough"
+    assert heard(policy, "WHAT TIME IS IT").action is Action.FIRE
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("confidant", "confident, eager, final, or package.module:Class"),
+        ("nowhere:Policy", "No module named 'nowhere'"),
+        ("pathlib:Path", "no method `obstacle`"),
+    ],
+)
+def test_a_policy_that_is_none_is_named(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EarlyTrigger(TriggerSettings(policy=name))
+
+
+def test_nothing_begins_while_the_models_work_for_others_or_the_context_is_behind() -> None:
+    busy = [True]
+    policy = TriggerPolicy(TriggerSettings(), is_busy=lambda: busy[0])
+    policy.interrupted()
+    assert heard(policy, "What time is it?").reason is Reason.INTERRUPTING
+    assert policy.settled(0.1).reason is Reason.BUSY
+    assert policy.time_passed(0.2).reason is Reason.BUSY
+    busy.clear()
+    busy.append(False)
+    assert policy.time_passed(0.3).action is Action.FIRE
+
+
+def test_what_was_cancelled_is_not_tried_again_with_the_same_words() -> None:
+    policy = TriggerPolicy(TriggerSettings())
+    heard(policy, "What time is it?")
+    policy.cancel()
+    assert heard(policy, "What time is it?").reason is Reason.GIVEN_UP
+    assert heard(policy, "What time is it in Rome?").action is Action.FIRE
 
 
 @pytest.mark.parametrize(
@@ -86,7 +166,7 @@ def test_smart_turn_overrules_punctuation_until_speech_resumes() -> None:
 
     policy = TriggerPolicy(TriggerSettings(stable_updates=1))
     policy.completeness(0.9, 0.0)
-    policy.speech_resumed()
+    policy.voice_began()
     assert heard(policy, "I would like to book").reason is Reason.INCOMPLETE
 
 
@@ -172,7 +252,11 @@ CALLS = st.one_of(
     st.tuples(st.just("final"), TEXTS),
     st.tuples(st.just("turn_ended"), TEXTS),
     st.tuples(st.just("completeness"), st.floats(0, 1)),
-    st.tuples(st.just("speech_resumed")),
+    st.tuples(st.just("voice_began")),
+    st.tuples(st.just("voice_ended")),
+    st.tuples(st.just("interrupted")),
+    st.tuples(st.just("settled")),
+    st.tuples(st.just("time_passed")),
     st.tuples(st.just("cancel")),
     st.tuples(st.just("spent"), st.integers(0, 500)),
 )
@@ -185,13 +269,20 @@ CALLS = st.one_of(
     st.integers(1, 3),
     st.integers(1, 3),
     st.booleans(),
+    st.sampled_from(sorted(POLICIES)),
 )
 def test_every_speculation_ends_once_and_is_committed_only_to_its_own_words(
-    calls: list[tuple[object, ...]], enabled: bool, stable: int, most: int, keep: bool
+    calls: list[tuple[object, ...]],
+    enabled: bool,
+    stable: int,
+    most: int,
+    keep: bool,
+    name_of_policy: str,
 ) -> None:
     policy = TriggerPolicy(
         TriggerSettings(
             enabled=enabled,
+            policy=name_of_policy,
             stable_updates=stable,
             max_per_turn=most,
             keep_extended=keep,
@@ -200,7 +291,7 @@ def test_every_speculation_ends_once_and_is_committed_only_to_its_own_words(
     )
     ledger = Ledger()
     for at, (name, *arguments) in enumerate(calls):
-        timed = name in ("partial", "final", "completeness", "spent")
+        timed = name not in ("voice_began", "interrupted", "cancel", "turn_started", "turn_ended")
         before = len(ledger.committed)
         result = getattr(policy, str(name))(*arguments, *([float(at)] if timed else []))
         if isinstance(result, Decision):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +13,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from headstart import assets
+from headstart.bench.foreign import read_foreign
 from headstart.bench.worker import Answer, Job
 from headstart.errors import HeadstartError, UsageError
 from headstart.pipeline.build import required_assets
+from headstart.pipeline.constructor import settings_model
 from headstart.pipeline.load import find_config, load_config
+from headstart.pipeline.registry import stage_type
+from headstart.pipeline.spec import PipelineSpec
 
 _RUN_SECS = 240.0
 """Longest run, the loading of models included."""
@@ -30,13 +37,20 @@ class Arm:
     config: Path
     assets: tuple[str, ...]
     """The weights that it needs."""
+    command: tuple[str, ...]
+    """The worker's."""
+    folder: Path = Path()
+    """Where the worker runs."""
+    simulated: tuple[str, ...] = ()
+    """The services whose delays are drawn instead of real, and from what."""
 
 
 def read_arms(configs: Sequence[str]) -> list[Arm]:
-    """Read the pipelines' files.
+    """Read the arms' files.
 
     Args:
-        configs: Paths, or names of pipelines that ship.
+        configs: Paths of pipelines or of files that name a worker, or names of pipelines that
+            ship.
 
     Raises:
         UsageError: Two have the same name.
@@ -44,11 +58,29 @@ def read_arms(configs: Sequence[str]) -> list[Arm]:
     """
     arms: dict[str, Arm] = {}
     for config in configs:
-        spec = load_config(config)
-        if spec.name in arms or "/" in spec.name:
-            raise UsageError(f"{config}: {spec.name!r} cannot name one more arm; give it a `name:`")
-        arms[spec.name] = Arm(spec.name, find_config(config).resolve(), required_assets(spec))
+        arm = _read_arm(config)
+        if arm.name in arms or "/" in arm.name:
+            raise UsageError(f"{config}: {arm.name!r} cannot name one more arm; give it a `name:`")
+        arms[arm.name] = arm
     return list(arms.values())
+
+
+def _read_arm(config: str) -> Arm:
+    path = find_config(config).resolve()
+    foreign = read_foreign(path)
+    if foreign is not None:
+        return Arm(
+            foreign.name, path, tuple(foreign.assets), tuple(foreign.worker), folder=path.parent
+        )
+    spec = load_config(config)
+    command = (sys.executable, "-m", "headstart.bench.worker", str(path))
+    return Arm(spec.name, path, required_assets(spec), command, simulated=_simulated(spec))
+
+
+def _simulated(spec: PipelineSpec) -> tuple[str, ...]:
+    settings = [(settings_model(stage_type(stage).cls), stage.settings) for stage in spec.stages]
+    found = [model.model_validate(values) for model, values in settings if model is not None]
+    return tuple(one.simulation() for one in found if hasattr(one, "simulation"))
 
 
 class ArmProcess:
@@ -76,7 +108,7 @@ class ArmProcess:
         too_late.start()
         try:
             with suppress(BrokenPipeError):
-                process.stdin.write(job.model_dump_json() + "\n")
+                process.stdin.write(job.absolute().model_dump_json() + "\n")
                 process.stdin.flush()
             line = process.stdout.readline()
         finally:
@@ -106,15 +138,22 @@ class ArmProcess:
             log = self._log.open("a")
         except OSError as error:
             raise HeadstartError(f"{self._log}: cannot be written ({error.strerror})") from None
+        weights = {name: str(assets.path(name)) for name in self.arm.assets}
         with log, _uninterrupted():
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "headstart.bench.worker", str(self.arm.config)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    self.arm.command,
+                    cwd=self.arm.folder,
+                    env={**os.environ, "HEADSTART_ASSETS": json.dumps(weights)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                what = f"{self.arm.config}: {self.arm.command[0]} does not start"
+                raise HeadstartError(f"{what} ({error.strerror})") from None
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Holds several conversations at once in one process: what each costs, and what it suffers.
 
-Run as `python -m headstart.bench.load CONFIG SESSIONS AUDIO...`: speaks every utterance in every
-session, in real time, and prints one JSON line, a `Load`. A process for each number of sessions,
-so that none inherits the memory of another.
+Run as `python -m headstart.bench.load`, with a `Job` as JSON on its standard input: it speaks every
+utterance in every session, in real time, and prints one JSON line, a `Load`. Every measurement has
+a process of its own, so that none inherits the memory of another.
 """
 
 from __future__ import annotations
@@ -12,103 +12,217 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel
 
 from headstart.bench.machine import usage
-from headstart.bench.statistics import percentile
+from headstart.bench.stock_session import StockSession, is_stock
 from headstart.errors import HeadstartError
-from headstart.pipeline.dialogue import Dialogue, converse
+from headstart.pipeline.dialogue import answered, converse
+from headstart.pipeline.session import Session
 from headstart.pipeline.spec import PipelineSpec
-from headstart.transports.wav import Samples
+from headstart.pipeline.timeline import AUDIBLE
+from headstart.transports.memory import PlayedAudio
+from headstart.transports.wav import Recording, Samples, Spoken, WavTransport
 
-_FRAME_SECS = 0.02
+_TIMER_SECS = 0.02
+_BETWEEN_SECS = 0.37
+"""Sessions begin this long after each other, so that their users do not speak in unison."""
+_PAUSE_SECS = 0.2
+"""Silence of the bot after which its next frame begins anew."""
+
+
+class Job(BaseModel):
+    """What to measure."""
+
+    config: str
+    sessions: int
+    utterances: list[tuple[Path, float]]
+    """Audio files, and where in each the voice truly ends, in seconds."""
+    pause_s: float | None = None
+    """Nobody answers: the next utterance is spoken this long after the last. None: it is spoken
+    when the last has been answered."""
 
 
 class Load(BaseModel):
     """What several sessions at once were like."""
 
     sessions: int
-    answers: int
-    """Utterances that were answered, of all sessions."""
     utterances: int
-    """Utterances spoken, in all sessions."""
-    voice_to_voice_p50_s: float | None
-    """By the timeline: from the end of the voice as the VAD has it."""
-    voice_to_voice_p95_s: float | None
-    cpu_ms_per_s: float
-    """CPU milliseconds a second of conversation a session."""
-    late_p50_ms: float
-    """By how much a timer of 20 ms on the event loop was late: the pacing error of frames."""
-    late_p99_ms: float
-    peak_rss_mb: float
-    failed: int
+    """Spoken, in all sessions."""
+    waits_s: list[float]
+    """Voice to voice on the waveform: from the true end of an utterance to the first audible
+    sample of the bot. None of utterances that were not answered, or too early."""
+    broken: int
     """Sessions that broke off."""
+    error: str | None = None
+    """Why the first of them did."""
+    cpu_ms_per_s: float
+    """CPU milliseconds a second of conversation a session; opening it is not counted."""
+    open_cpu_ms: float
+    """CPU milliseconds it took to open a session, once the models that are shared were loaded."""
+    late_ms: list[float]
+    """By how much each tick of a 20 ms timer on the event loop was late."""
+    pacing_ms: list[float]
+    """How far the time between two of the bot's audio frames was from their length."""
+    peak_rss_mb: float
 
 
-async def load(spec: PipelineSpec, utterances: Sequence[Samples], sessions: int) -> Load:
-    """Hold conversations at once, each begun a little after the last."""
-    await converse(spec, utterances[:1])  # loads the models
-    late: list[float] = []
-    pacing = asyncio.create_task(_watch_pacing(late), name="pacing")
-    before = usage()
-    held = await asyncio.gather(
-        *(_hold(spec, utterances, 0.37 * number) for number in range(sessions)),
-        return_exceptions=True,
-    )
-    after = usage()
-    pacing.cancel()
-    dialogues = [one for one in held if isinstance(one, Dialogue)]
-    waits = [
-        record.voice_to_voice_s
-        for dialogue in dialogues
-        for record in dialogue.records
-        if record.voice_to_voice_s is not None
-    ]
-    talked_s = sum(len(dialogue.recording.user) * _FRAME_SECS for dialogue in dialogues)
+async def load(spec: PipelineSpec, job: Job, utterances: Sequence[Samples]) -> Load:
+    """Hold conversations at once, each begun a little after the last.
+
+    Args:
+        spec: The pipeline of the job.
+        job: What to measure.
+        utterances: The samples of the job's utterances.
+
+    Raises:
+        HeadstartError: A session did not open.
+    """
+    await converse(spec, utterances[:1])  # loads the models, and runs each once
+    kind = StockSession if is_stock(spec) else Session
+    transports = [WavTransport() for _ in range(job.sessions)]
+    pacing_ms: list[float] = []
+    for transport in transports:
+        _listen(transport, pacing_ms)
+    closed = usage()
+    async with AsyncExitStack() as stack:
+        sessions = [
+            await stack.enter_async_context(kind(spec, transport)) for transport in transports
+        ]
+        late_ms: list[float] = []
+        timer = asyncio.create_task(_watch_timer(late_ms), name="timer")
+        before = usage()
+        held = await asyncio.gather(
+            *(
+                _talk(session, transport, utterances, job.pause_s, _BETWEEN_SECS * number)
+                for number, (session, transport) in enumerate(
+                    zip(sessions, transports, strict=True)
+                )
+            ),
+            return_exceptions=True,
+        )
+        after = usage()
+        talked_s = sum(transport.recording.user_secs for transport in transports)
+        timer.cancel()
+    broken = [one for one in held if isinstance(one, BaseException)]
+    ends_s = [end_s for _, end_s in job.utterances]
     return Load(
-        sessions=sessions,
-        answers=len(waits),
-        utterances=sessions * len(utterances),
-        voice_to_voice_p50_s=percentile(waits, 50),
-        voice_to_voice_p95_s=percentile(waits, 95),
-        cpu_ms_per_s=1000 * (after.cpu_s - before.cpu_s) / max(talked_s, _FRAME_SECS),
-        late_p50_ms=1000 * (percentile(late, 50) or 0.0),
-        late_p99_ms=1000 * (percentile(late, 99) or 0.0),
+        sessions=job.sessions,
+        utterances=job.sessions * len(utterances),
+        waits_s=[
+            wait
+            for spoken, transport in zip(held, transports, strict=True)
+            if not isinstance(spoken, BaseException)
+            for wait in waits_s(transport.recording, spoken, ends_s)
+        ],
+        broken=len(broken),
+        error=str(broken[0]) if broken else None,
+        cpu_ms_per_s=1000 * (after.cpu_s - before.cpu_s) / talked_s,
+        open_cpu_ms=1000 * (before.cpu_s - closed.cpu_s) / job.sessions,
+        late_ms=late_ms,
+        pacing_ms=pacing_ms,
         peak_rss_mb=after.peak_rss_mb,
-        failed=len(held) - len(dialogues),
     )
 
 
-async def _hold(spec: PipelineSpec, utterances: Sequence[Samples], delay_secs: float) -> Dialogue:
-    await asyncio.sleep(delay_secs)
-    return await converse(spec, utterances)
+async def _talk(
+    session: Session,
+    transport: WavTransport,
+    utterances: Sequence[Samples],
+    pause_s: float | None,
+    delay_s: float,
+) -> list[Spoken]:
+    await asyncio.sleep(delay_s)
+    spoken = []
+    for number, utterance in enumerate(utterances, start=1):
+        spoken.append(await transport.speak(utterance))
+        if pause_s is None:
+            await answered(session, number)
+        else:
+            await asyncio.sleep(pause_s)
+    return spoken
 
 
-async def _watch_pacing(late: list[float]) -> None:
+def waits_s(
+    recording: Recording, spoken: Sequence[Spoken], ends_s: Sequence[float]
+) -> Iterator[float]:
+    """Voice to voice on the waveform, of those utterances that were answered, and not too early.
+
+    Args:
+        recording: Of the conversation.
+        spoken: Where the utterances lie in it.
+        ends_s: The true end of the voice in each, from its start.
+    """
+    heard_s = np.concatenate(
+        [
+            np.zeros(0),
+            *(
+                (start + np.flatnonzero(np.abs(samples.astype(np.int32)) > AUDIBLE))
+                / recording.out_sample_rate
+                for start, samples in recording.bot
+            ),
+        ]
+    )
+    nexts_s = [*(one.start_secs for one in spoken[1:]), np.inf]
+    for one, end_s, next_s in zip(spoken, ends_s, nexts_s, strict=True):
+        after = heard_s[(heard_s >= one.start_secs) & (heard_s < next_s)]
+        if len(after) and after[0] >= one.start_secs + end_s:
+            yield float(after[0] - one.start_secs - end_s)
+
+
+def _listen(transport: WavTransport, pacing_ms: list[float]) -> None:
+    """Note how far the time between two of the bot's frames is from their length.
+
+    The first frame of an answer has no frame before it, and the second comes ahead of its time:
+    the loudspeaker's buffer holds one.
+    """
+    record = transport.on_played
+    assert record is not None
+    due = 0.0
+    frames = 0
+
+    def played(audio: PlayedAudio) -> None:
+        nonlocal due, frames
+        now = time.monotonic()
+        frames = frames + 1 if now - due < _PAUSE_SECS else 1
+        if frames > 2:
+            pacing_ms.append(1000 * abs(now - due))
+        due = now + len(audio.audio) / 2 / audio.sample_rate
+        record(audio)
+
+    transport.on_played = played
+
+
+async def _watch_timer(late_ms: list[float]) -> None:
     due = time.monotonic()
     while True:
-        due += _FRAME_SECS
+        due += _TIMER_SECS
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        late.append(max(0.0, time.monotonic() - due))
-        due = max(due, time.monotonic() - _FRAME_SECS)
+        late_ms.append(1000 * max(0.0, time.monotonic() - due))
+        due = max(due, time.monotonic() - _TIMER_SECS)
 
 
-def measure_load(config: str, audio: Sequence[Path], sessions: int) -> Load:
+def measure_load(job: Job) -> Load:
     """Measure in a process of its own.
 
     Raises:
         HeadstartError: It ended without figures.
     """
-    command = [sys.executable, "-m", "headstart.bench.load", config, str(sessions)]
     ended = subprocess.run(
-        [*command, *map(str, audio)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "headstart.bench.load"],
+        input=job.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if ended.returncode:
         last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise HeadstartError(f"{config} with {sessions} sessions: {last}")
+        raise HeadstartError(f"{job.config} with {job.sessions} sessions: {last}")
     return Load.model_validate_json(ended.stdout)
 
 
@@ -123,10 +237,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     set_up_logging()
-    config, sessions, *audio = sys.argv[1:]
-    spec = load_config(config)
-    utterances = [read_audio(Path(path), spec.audio.in_sample_rate) for path in audio]
-    figures = asyncio.run(load(spec, utterances, int(sessions)))
+    job = Job.model_validate_json(sys.stdin.read())
+    spec = load_config(job.config)
+    utterances = [read_audio(path, spec.audio.in_sample_rate) for path, _ in job.utterances]
+    figures = asyncio.run(load(spec, job, utterances))
     answers.write(figures.model_dump_json() + "\n")
     answers.flush()
     shared.close()

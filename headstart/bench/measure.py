@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from headstart.bench.words import compare, words
-from headstart.pipeline.turns import TurnRecord
+from headstart.pipeline.turns import SegmentRecord, TurnRecord
 
 AUDIBLE = 327
 """A sample beyond this is heard: -40 dBFS of 16-bit audio."""
@@ -65,6 +65,8 @@ class Measured(BaseModel):
     word_errors: int
     words: int
     missing_share: float
+    segments: list[SegmentRecord] = []
+    """How the words of each stretch of speech were had."""
 
 
 def audible(bot: NDArray[np.int16]) -> NDArray[np.int64]:
@@ -118,20 +120,25 @@ def measure(
         voice_to_voice_s=wait_s,
         stages_s=stages_s,
         residual_s=residual_s,
-        moments_s=_moments(answered[-1]) if answered else {},
+        moments_s=_moments(answered),
         user_text=" | ".join(record.user_text for record in records),
         bot_text=" | ".join(record.bot_text for record in records),
         word_errors=understood.substituted + understood.missing + understood.added,
         words=understood.reference,
         missing_share=in_answer.missing_share,
+        segments=[segment for record in records for segment in record.segments],
     )
 
 
-def _moments(record: TurnRecord) -> dict[str, float | None]:
+def _moments(answered: Sequence[TurnRecord]) -> dict[str, float | None]:
+    if not answered:
+        return {}
+    record = answered[-1]
     fired = [a.fired_at_s for a in record.speculation.attempts if a.verdict == "committed"]
-    names = ("speech_start_s", "first_partial_s", *STAGES.values())
+    names = ("first_partial_s", *STAGES.values())
     return {name: getattr(record, name) for name in names} | {
-        "fired_at_s": fired[0] if fired else None
+        "speech_start_s": answered[0].speech_start_s,
+        "fired_at_s": fired[0] if fired else None,
     }
 
 

@@ -26,8 +26,10 @@ h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block;
   overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #d8dee4; text-align: right }
-th:first-child, td:first-child { text-align: left } td.text { text-align: left }
-svg { width: 100%; height: auto } pre { background: #f6f8fa; padding: .8rem; overflow-x: auto }
+th:first-child, td:first-child { text-align: left; white-space: nowrap }
+th.text, td.text { text-align: left }
+svg { width: 100%; height: auto }
+pre { background: #f6f8fa; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
 details { border-bottom: 1px solid #d8dee4; padding: .4rem 0 } summary { cursor: pointer }
 .dim { color: #6e7781 } .bad { color: #cf222e; font-weight: 600 }
 .key { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em }
@@ -88,11 +90,15 @@ def _about(results: Results) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    columns = zip(*rows, strict=True)
+    kinds = [" class=text" if any(c[:1].isalpha() for c in cells) else "" for cells in columns]
+
+    def line(cells: list[str], tag: str) -> str:
+        pairs = zip(kinds or [""] * len(cells), cells, strict=True)
+        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in pairs)
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _misses(results: Results, folder: Path) -> str:
@@ -105,16 +111,17 @@ def _misses(results: Results, folder: Path) -> str:
         left -= len(sound or "")
         player = f'<audio controls preload="none" src="{sound}"></audio>' if sound else ""
         rows.append(_miss(run, player or f'<span class="dim">{escape(run.folder)}</span>'))
-    head = "<tr><th>arm</th><th>utterance</th><th>what</th><th>heard, said</th><th></th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    names = ("arm", "utterance", "what", "heard, said", "")
+    head = "".join(f"<th class=text>{name}</th>" for name in names)
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def _miss(run: Run, player: str) -> str:
     said = f"{escape(run.user_text)}<br><i>{escape(run.bot_text)}</i>"
     error = f'<br><span class="dim">{escape(run.error)}</span>' if run.error else ""
     return (
-        f"<tr><td>{escape(run.arm)}</td><td>{escape(run.utterance)}</td>"
-        f'<td class="bad">{", ".join(run.failures)}</td>'
+        f'<tr><td>{escape(run.arm)}</td><td class="text">{escape(run.utterance)}</td>'
+        f'<td class="text bad">{", ".join(run.failures)}</td>'
         f'<td class="text">{said}{error}</td><td>{player}</td></tr>'
     )
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from headstart.bench import page, plots
+from headstart.bench import page, plots, raster
 from headstart.bench.measure import STAGES
-from headstart.bench.results import ArmSummary, Comparison, Results, Spread
+from headstart.bench.results import ArmSummary, Comparison, Recognition, Results, Spread
 from headstart.errors import HeadstartError
 
 FAILURES = {
@@ -24,7 +24,7 @@ FAILURES = {
 
 
 def write_reports(results: Results, out: Path) -> None:
-    """Write results.json, report.md, report.html and the two pictures.
+    """Write results.json, report.md, report.html and the two pictures as SVG and PNG.
 
     Raises:
         HeadstartError: The folder cannot be written.
@@ -33,8 +33,10 @@ def write_reports(results: Results, out: Path) -> None:
         results.save(out)
         (out / "report.md").write_text(markdown(results), "utf-8")
         (out / "report.html").write_text(page.html(results, out), "utf-8")
-        (out / "voice-to-voice.svg").write_text(plots.distribution(results), "utf-8")
-        (out / "stages.svg").write_text(plots.stages(results), "utf-8")
+        for name, draw in (("voice-to-voice", plots.distribution), ("stages", plots.stages)):
+            picture = draw(results)
+            (out / f"{name}.svg").write_text(picture, "utf-8")
+            (out / f"{name}.png").write_bytes(raster.png(picture))
     except OSError as error:
         raise HeadstartError(f"{out}: cannot be written ({error.strerror})") from None
 
@@ -43,6 +45,7 @@ def print_summary(results: Results, console: Console) -> None:
     """Print the figures that matter most."""
     for title, head, rows in tables(results):
         table = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
+        table.columns[0].min_width = max(len(row[0]) for row in rows) if rows else None
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
@@ -122,6 +125,13 @@ def tables(results: Results) -> list[tuple[str, list[str], Rows]]:
         ),
         ("Cost", _COST_HEAD, [_cost(name, arm) for name, arm in arms.items()]),
     ]
+    simulated = [[name, one] for name, arm in arms.items() for one in arm.simulated]
+    if simulated:
+        found.insert(1, ("Simulated: delays are drawn, not real", ["arm", "service"], simulated))
+    heard = [(name, arm.recognition) for name, arm in arms.items() if arm.recognition]
+    if any(one.final_after_ms.n for _, one in heard):
+        rows = [_recognition(name, one) for name, one in heard]
+        found.append(("Recognition, ms, of each stretch of speech", _RECOGNITION_HEAD, rows))
     if any(arm.speculation.fired for arm in arms.values()):
         rows = [_speculation(name, arm) for name, arm in arms.items() if arm.speculation.fired]
         found.append(("Speculation", _SPECULATION_HEAD, rows))
@@ -131,7 +141,12 @@ def tables(results: Results) -> list[tuple[str, list[str], Rows]]:
 _PAIR_HEAD = ["arm", "against", "of", "pairs", "failed", "ratio (95 %)", "difference, s (95 %)"]
 _COST_HEAD = ["arm", "WER", "CPU s a turn", "CPU share", "peak RSS, MB"]
 _SPECULATION_HEAD = (
-    "arm|fired|committed|precision|recall|lead, ms|saved, ms|wasted tokens a turn|wasted audio, s"
+    "arm|fired|committed|precision|recall|lead, ms|saved, ms|ready at turn end|"
+    "released after p50, ms|p95|max|wasted tokens a turn|wasted audio, s"
+).split("|")
+
+_RECOGNITION_HEAD = (
+    "arm|stretches|VAD stop to final p50|p95|partials apart at most p50|p95|max|opened in p50|paths"
 ).split("|")
 
 
@@ -151,7 +166,7 @@ def _cost(name: str, arm: ArmSummary) -> list[str]:
         _percent(arm.word_error_rate),
         _seconds(arm.cpu_s_per_turn),
         _percent(arm.cpu_share),
-        "-" if arm.peak_rss_mb is None else f"{arm.peak_rss_mb:.0f}",
+        _whole(arm.peak_rss_mb),
     ]
 
 
@@ -163,10 +178,25 @@ def _speculation(name: str, arm: ArmSummary) -> list[str]:
         str(s.committed),
         _percent(s.precision),
         _percent(s.recall),
-        "-" if s.lead_ms_p50 is None else f"{s.lead_ms_p50:.0f}",
-        "-" if s.saved_ms_p50 is None else f"{s.saved_ms_p50:.0f}",
+        _whole(s.lead_ms_p50),
+        _whole(s.saved_ms_p50),
+        str(s.released),
+        _whole(s.release_ms.p50 if s.release_ms else None),
+        _whole(s.release_ms.p95 if s.release_ms else None),
+        _whole(s.release_ms_max),
         f"{s.wasted_input_tokens_per_turn:.1f} in, {s.wasted_output_tokens_per_turn:.1f} out",
         f"{s.wasted_audio_s_per_turn:.2f}",
+    ]
+
+
+def _recognition(name: str, one: Recognition) -> list[str]:
+    gaps = one.partial_gap_ms
+    figures = (one.final_after_ms.p50, one.final_after_ms.p95, gaps.p50, gaps.p95)
+    return [
+        name,
+        str(one.final_after_ms.n),
+        *(_whole(figure) for figure in (*figures, one.partial_gap_ms_max, one.setup_ms.p50)),
+        ", ".join(f"{path} {count}" for path, count in sorted(one.paths.items())) or "-",
     ]
 
 
@@ -176,6 +206,10 @@ def _spread(spread: Spread) -> list[str]:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if abs(value) >= 0.005 else "0.00"
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _percent(value: float | None) -> str:

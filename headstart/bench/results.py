@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from headstart.bench.measure import STAGES, Failure, Measured
 from headstart.bench.statistics import paired_difference, paired_ratio, percentile
 from headstart.errors import UsageError
-from headstart.pipeline.turns import SpeculationRecord
+from headstart.pipeline.turns import SegmentRecord, SpeculationRecord
 
 FORMAT = 1
 RESULTS = "results.json"
@@ -48,6 +49,7 @@ class Run(_Model):
     missing_share: float = 0.0
     turns: int = 0
     speculation: SpeculationRecord = SpeculationRecord()
+    segments: list[SegmentRecord] = []
     cpu_s: float | None = None
     """Of the arm's process and its children, from the utterance's first sample to the end."""
     duration_s: float | None = None
@@ -89,15 +91,36 @@ class Speculation(_Model):
     lead_ms_p50: float | None
     """How long before the end of the turn the committed ones had been fired."""
     saved_ms_p50: float | None
+    released: int = 0
+    """Committed answers whose audio was ready when the turn ended."""
+    release_ms: Spread | None = None
+    """From there to their first audible sample."""
+    release_ms_max: float | None = None
     wasted_input_tokens_per_turn: float
     wasted_output_tokens_per_turn: float
     wasted_audio_s_per_turn: float
+
+
+class Recognition(_Model):
+    """How the recogniser did on all stretches of speech, by the timeline."""
+
+    final_after_ms: Spread
+    """From VAD stop to the final text."""
+    partial_gap_ms: Spread
+    """The longest time without an update in each stretch."""
+    partial_gap_ms_max: float | None
+    setup_ms: Spread
+    """How long connections took to open."""
+    paths: dict[str, int]
+    """How many stretches went which way."""
 
 
 class ArmSummary(_Model):
     """One pipeline's figures."""
 
     config: str
+    simulated: list[str] = []
+    """The services whose delays were drawn instead of real: from what, and the seed."""
     voice_to_voice_s: Spread
     kinds: dict[str, Spread]
     """The same by kind of utterance."""
@@ -108,6 +131,7 @@ class ArmSummary(_Model):
     residual_s: Spread
     failures: dict[str, int]
     speculation: Speculation
+    recognition: Recognition | None = None
     word_error_rate: float | None
     cpu_s_per_turn: float | None
     cpu_share: float | None
@@ -181,7 +205,9 @@ class Results(_Model):
             ) from None
 
 
-def summarise(config: str, runs: Sequence[Run], kinds: Sequence[str]) -> ArmSummary:
+def summarise(
+    config: str, runs: Sequence[Run], kinds: Sequence[str], *, simulated: Sequence[str] = ()
+) -> ArmSummary:
     """An arm's figures from its runs, over all utterances and by kind."""
     usable = [run for run in runs if run.usable]
     stages = [run.stages_s for run in usable if run.stages_s is not None]
@@ -189,6 +215,7 @@ def summarise(config: str, runs: Sequence[Run], kinds: Sequence[str]) -> ArmSumm
     cpu = [(run.cpu_s, run.duration_s) for run in runs if run.cpu_s and run.duration_s]
     return ArmSummary(
         config=config,
+        simulated=list(simulated),
         voice_to_voice_s=_waits(runs),
         kinds={kind: _waits([run for run in runs if run.kind == kind]) for kind in kinds},
         stages_s={stage: _spread([waits[stage] for waits in stages]) for stage in STAGES},
@@ -200,6 +227,7 @@ def summarise(config: str, runs: Sequence[Run], kinds: Sequence[str]) -> ArmSumm
             failure.value: sum(failure in run.failures for run in runs) for failure in Failure
         },
         speculation=_speculation(runs),
+        recognition=_recognition(runs),
         word_error_rate=sum(run.word_errors for run in runs) / words if words else None,
         cpu_s_per_turn=sum(used for used, _ in cpu) / len(cpu) if cpu else None,
         cpu_share=sum(used for used, _ in cpu) / sum(took for _, took in cpu) if cpu else None,
@@ -246,6 +274,7 @@ def _compare(
 
 def _speculation(runs: Sequence[Run]) -> Speculation:
     records = [run.speculation for run in runs]
+    released = [r.release_ms for r in records if r.release_ms is not None]
     attempts = [attempt for record in records for attempt in record.attempts]
     committed = [attempt for attempt in attempts if attempt.verdict == "committed"]
     heard = [run for run in runs if run.voice_to_voice_s is not None]
@@ -258,9 +287,26 @@ def _speculation(runs: Sequence[Run]) -> Speculation:
         recall=early / answered if answered else None,
         lead_ms_p50=percentile([a.lead_ms for a in committed if a.lead_ms is not None], 50),
         saved_ms_p50=percentile([r.saved_ms for r in records if r.saved_ms is not None], 50),
+        released=len(released),
+        release_ms=_spread(released),
+        release_ms_max=max(released, default=None),
         wasted_input_tokens_per_turn=sum(r.wasted_input_tokens for r in records) / turns,
         wasted_output_tokens_per_turn=sum(r.wasted_output_tokens for r in records) / turns,
         wasted_audio_s_per_turn=sum(r.wasted_audio_s for r in records) / turns,
+    )
+
+
+def _recognition(runs: Sequence[Run]) -> Recognition:
+    segments = [segment for run in runs for segment in run.segments]
+    gaps = [s.partial_gap_ms for s in segments if s.partial_gap_ms is not None]
+    return Recognition(
+        final_after_ms=_spread(
+            [s.final_after_ms for s in segments if s.final_after_ms is not None]
+        ),
+        partial_gap_ms=_spread(gaps),
+        partial_gap_ms_max=max(gaps, default=None),
+        setup_ms=_spread([s.setup_ms for s in segments if s.setup_ms is not None]),
+        paths=dict(Counter(s.path for s in segments if s.path is not None)),
     )
 
 

@@ -74,14 +74,14 @@ def run_benchmark(
     processes = {
         arm.name: ArmProcess(arm, plan.out / "runs" / arm.name / "worker.log") for arm in plan.arms
     }
-    described = machine()
+    described, used = machine(), versions()
     runs: list[Run] = []
     warm_up = next(iter(plan.utterances.values()))[1]
     order = plan.order()
     try:
         for process in processes.values():
             on_warm_up(process.arm.name)
-            _warm_up(process, warm_up)
+            used |= _warm_up(process, warm_up)
         for repeat, name, arm in order:
             process = processes[arm]
             if not process.alive:  # it died; should it be for good, the run will say so
@@ -102,11 +102,14 @@ def run_benchmark(
         complete=len(runs) == len(order),
         seed=plan.seed,
         repeats=plan.repeats,
-        versions=versions(),
+        versions=used,
         machine=described,
         arms={
             arm.name: summarise(
-                arm.config.name, [run for run in runs if run.arm == arm.name], kinds_of(runs)
+                arm.config.name,
+                [run for run in runs if run.arm == arm.name],
+                kinds_of(runs),
+                simulated=arm.simulated,
             )
             for arm in plan.arms
         },
@@ -115,10 +118,11 @@ def run_benchmark(
     )
 
 
-def _warm_up(process: ArmProcess, audio: Path) -> None:
+def _warm_up(process: ArmProcess, audio: Path) -> dict[str, str]:
     answer = process.run(Job(audio=audio, folder=None))
     if answer.error is not None:
         raise HeadstartError(f"{process.arm.name}: {answer.error}")
+    return {f"{process.arm.name}: {name}": number for name, number in answer.versions.items()}
 
 
 def _run(plan: Plan, process: ArmProcess, name: str, repeat: int, order: int) -> Run:
@@ -176,6 +180,8 @@ def _all_speculation(records: Sequence[TurnRecord]) -> SpeculationRecord:
         attempts=[attempt for one in tried for attempt in one.attempts],
         committed=any(one.committed for one in tried),
         saved_ms=saved[0] if saved else None,
+        waited_ms=next((one.waited_ms for one in tried if one.waited_ms is not None), None),
+        release_ms=next((one.release_ms for one in tried if one.release_ms is not None), None),
         wasted_input_tokens=sum(one.wasted_input_tokens for one in tried),
         wasted_output_tokens=sum(one.wasted_output_tokens for one in tried),
         wasted_audio_s=sum(one.wasted_audio_s for one in tried),

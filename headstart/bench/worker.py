@@ -36,6 +36,10 @@ class Job(BaseModel):
     folder: Path | None
     """Where the conversation is to be kept; None if it is not to be."""
 
+    def absolute(self) -> Job:
+        """The same for a process that runs in another folder."""
+        return Job(audio=self.audio.resolve(), folder=self.folder and self.folder.resolve())
+
 
 class Answer(BaseModel):
     """What came of a job."""
@@ -50,6 +54,8 @@ class Answer(BaseModel):
     """What that took."""
     peak_rss_mb: float = 0.0
     """Of the process and its children, since they started."""
+    versions: dict[str, str] = {}
+    """Of packages that the bench's own environment need not have."""
 
 
 async def hold(spec: PipelineSpec, job: Job) -> Answer:

@@ -11,7 +11,7 @@ import typer
 from loguru import logger
 
 from headstart import __version__
-from headstart.cli import bench, check, models, run, stages, testing
+from headstart.cli import bench, bench_tts, check, models, run, stages, testing
 
 app = typer.Typer(
     name="headstart",
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("run", cls=run.RunCommand)(run.run)
 app.command("check")(check.check)
 app.add_typer(models.app, name="models")
+bench.app.command("tts")(bench_tts.bench_tts)
 app.add_typer(bench.app, name="bench")
 app.command("stages")(stages.stages)
 app.add_typer(stages.new_app, name="new")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from headstart.bench.results import Run
 
 
+_FILE_WIDTH = 160
+
+
 class BenchGroup(TyperGroup):
     """Lets one `--arm` take several pipelines."""
 
@@ -45,7 +48,8 @@ def bench(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CONFIG...", help="The pipelines: files, or names of those that ship."
+            metavar="CONFIG...",
+            help="The pipelines: files, or names of those that ship. Or files that name a worker.",
         ),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How often each utterance is spoken.")] = 1,
@@ -68,6 +72,8 @@ def bench(
     [bold]Examples[/bold]
 
       headstart bench --utterances samples/speech --arm local early stock --out out/bench
+
+      headstart bench --utterances DIR --arm simulated-cloud simulated-cloud-early --out out/sim
 
       headstart bench compare old/results.json new/results.json --max-regression 5
     """
@@ -123,7 +129,8 @@ def _bench(
 
         results = run_benchmark(plan, on_warm_up=on_warm_up, on_run=on_run)
     write_reports(results, out)
-    print_summary(results, Console())
+    # What is not shown but kept has room for all columns.
+    print_summary(results, Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH))
     typer.echo(f"wrote {out}/results.json, report.md and report.html")
     if not results.complete:
         raise KeyboardInterrupt
@@ -172,56 +179,82 @@ def compare(
 
 @app.command("load")
 def load(
-    config: Annotated[str, typer.Argument(help="A pipeline file, or the name of one that ships.")],
+    config: Annotated[
+        list[str], typer.Argument(help="The pipelines: files, or names of those that ship.")
+    ],
     utterances: Annotated[
         Path, typer.Option(metavar="DIR", help="Holds manifest.jsonl and the recordings it names.")
     ],
     sessions: Annotated[
-        str, typer.Option(metavar="N,N...", help="How many conversations at once, each in turn.")
-    ] = "1,2,4",
+        str | None,
+        typer.Option(
+            metavar="N,N...",
+            help="How many conversations at once. [default: 1, 2, 4, ... until p95 breaks]",
+        ),
+    ] = None,
+    pause: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECS",
+            min=0.0,
+            help="Wait for no answer, only so long: for pipelines that have none.",
+        ),
+    ] = None,
+    break_at: Annotated[
+        float,
+        typer.Option(min=1.0, help="p95 is broken at so many times that of the fewest sessions."),
+    ] = 2.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds of each, taken together.")] = 1,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this utterance; may be repeated.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write the figures, as JSON lines.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results.json, report.md and load.svg go."),
     ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the arms.")] = 0,
 ) -> None:
-    """Hold several conversations at once and measure what each costs and suffers."""
-    from headstart.bench.load import measure_load
+    """Hold several conversations at once and measure what each costs and suffers.
+
+    Each measurement has a process of its own. With the same number of sessions, the pipelines
+    come right after each other, in random order, round by round.
+
+    [bold]Examples[/bold]
+
+      headstart bench load local early --utterances samples/speech --out out/load
+
+      headstart bench load local stock --utterances samples/speech --sessions 1,2 --repeat 3
+    """
+    from headstart.bench.load_run import LoadPlan, run_load
     from headstart.bench.utterances import read_utterances
-    from headstart.pipeline.load import load_config
 
-    try:
-        numbers = [int(number) for number in sessions.split(",")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise UsageError(f"--sessions {sessions}: should be whole numbers, as in 1,2,4")
-    load_config(config)  # says what is wrong before anything starts
-    audio = [path for _, path in read_utterances(utterances, only).values()]
-    columns = "sessions|answered|v2v p50|p95|CPU ms a s a session|late p50|p99, ms|RSS, MB|broken"
-    table = Table(*columns.split("|"), box=None)
-    lines = []
+    if out is not None and (out / "results.json").exists():
+        raise UsageError(f"{out}: holds results already; give another --out")
+    found = read_utterances(utterances, only)
+    plan = LoadPlan(
+        configs=config,
+        utterances=[(path, one.speech_end_s) for one, path in found.values()],
+        steps=_steps(sessions),
+        pause_s=pause,
+        break_at=break_at,
+        rounds=repeat,
+        seed=seed,
+        command="headstart " + shlex.join(sys.argv[1:]),
+    )
     with Console(stderr=True).status("") as status:
-        for number in numbers:
-            status.update(f"{number} sessions")
-            one = measure_load(config, audio, number)
-            lines.append(one.model_dump_json() + "\n")
-            table.add_row(
-                str(one.sessions),
-                f"{one.answers} of {one.utterances}",
-                _seconds(one.voice_to_voice_p50_s),
-                _seconds(one.voice_to_voice_p95_s),
-                f"{one.cpu_ms_per_s:.0f}",
-                f"{one.late_p50_ms:.1f}",
-                f"{one.late_p99_ms:.1f}",
-                f"{one.peak_rss_mb:.0f}",
-                str(one.failed),
-            )
+        results = run_load(plan, on_measure=status.update)
     if out is not None:
-        out.write_text("".join(lines), "utf-8")
-    Console().print(table)
+        results.save(out)
+    results.print(Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH))
 
 
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"
+def _steps(sessions: str | None) -> list[int] | None:
+    if sessions is None:
+        return None
+    try:
+        steps = [int(number) for number in sessions.split(",")]
+    except ValueError:
+        steps = [0]
+    if min(steps) < 1:
+        raise UsageError(f"--sessions {sessions}: should be whole numbers, as in 1,2,4")
+    return steps

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from headstart.cli.drops import drops
 from headstart.errors import UsageError
+
+if TYPE_CHECKING:
+    from headstart.testing.delays import Delays
 
 app = typer.Typer(
     help="Servers that speak providers' protocols, with local models and faults on demand.",
@@ -20,6 +25,9 @@ app = typer.Typer(
 @app.callback()
 def testing() -> None:
     """Servers that speak providers' protocols, with local models and faults on demand."""
+
+
+app.command("drops")(drops)
 
 
 @app.command("deepgram")
@@ -56,9 +64,18 @@ def deepgram(
     delay_secs: Annotated[
         tuple[float, float], typer.Option(help="Least and most random delay of a message.")
     ] = (0.0, 0.0),
+    transcript_ms: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="P50 P95",
+            help="Draw how late words are; 47 98 is nova-3, as published, after the VAD's stop.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random delays.")] = 0,
 ) -> None:
-    """Serve Deepgram's speech-to-text protocol (/v1/listen: WebSocket and prerecorded).
+    """Serve Deepgram's speech-to-text protocol.
+
+    /v1/listen (WebSocket and prerecorded) and Flux's /v2/listen (WebSocket).
 
     Point the agent at it:  DEEPGRAM_BASE_URL=ws://127.0.0.1:8090 DEEPGRAM_API_KEY=any
     """
@@ -79,14 +96,71 @@ def deepgram(
     )
 
     async def serve() -> None:
-        server = DeepgramServer(host=host, port=port, key=key, delay_secs=delay_secs, seed=seed)
+        server = DeepgramServer(
+            host=host,
+            port=port,
+            key=key,
+            delay_secs=delay_secs,
+            seed=seed,
+            transcript=_delays(transcript_ms, seed),
+        )
         if faults != none:
             server.fail(faults, times)
         async with server:
             typer.echo(f"DEEPGRAM_BASE_URL={server.url}")
             await asyncio.Event().wait()
 
+    _run(serve(), host, port)
+
+
+@app.command("anthropic")
+def anthropic(
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind; 0 for a free one.")] = 8091,
+    key: Annotated[str | None, typer.Option(help="The one API key it takes; any if none.")] = None,
+    model: Annotated[str, typer.Option(help="The local model that answers.")] = (
+        "llama://SmolLM2-135M"
+    ),
+    first_token_ms: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="P50 P95",
+            help="Draw how late the first token is; 637 1615 is claude-haiku-4-5, as published.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random delays.")] = 0,
+) -> None:
+    """Serve Anthropic's protocol (/v1/messages), a local model behind it.
+
+    Point the agent at it:  ANTHROPIC_BASE_URL=http://127.0.0.1:8091 ANTHROPIC_API_KEY=any
+    """
+    from headstart.testing.anthropic import AnthropicServer
+
+    server = AnthropicServer(
+        host=host, port=port, key=key, model=model, first_token=_delays(first_token_ms, seed)
+    )
+
+    async def serve() -> None:
+        async with server:
+            typer.echo(f"ANTHROPIC_BASE_URL={server.url}")
+            await asyncio.Event().wait()
+
+    _run(serve(), host, port)
+
+
+def _delays(percentiles: tuple[float, float] | None, seed: int) -> Delays | None:
+    if percentiles is None:
+        return None
+    from headstart.testing.delays import Delays, Latency
+
     try:
-        asyncio.run(serve())
+        return Delays(Latency(*percentiles), seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _run(serving: Coroutine[Any, Any, None], host: str, port: int) -> None:
+    try:
+        asyncio.run(serving)
     except OSError as error:
         raise UsageError(f"cannot serve on {host}:{port}: {error.strerror}") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from headstart.pipeline.turns import AttemptRecord, TurnRecord
+from headstart.pipeline.turns import AttemptRecord, SegmentRecord, TurnRecord
 
 _INDENT = 2
 _LABEL = 7
@@ -109,6 +109,7 @@ def layout(record: TurnRecord, *, width: int = 80, glyphs: Glyphs = UNICODE) -> 
             lines.append(chart.attempts(record.speculation.attempts))
         lines += [chart.row(row) for row in _rows(record, zero_s)]
         lines += _attempts(record, zero_s, width, glyphs)
+        lines += _heard(record.segments, width, glyphs)
     return [*lines, Line("")]
 
 
@@ -205,6 +206,24 @@ def _attempts(record: TurnRecord, zero_s: float, width: int, glyphs: Glyphs) -> 
             width,
             "green" if attempt.verdict == "committed" else "dim",
         )
+    return lines
+
+
+def _heard(segments: Sequence[SegmentRecord], width: int, glyphs: Glyphs) -> list[Line]:
+    """How the words of each stretch of speech were had, where the recogniser says so."""
+    lines: list[Line] = []
+    for segment in segments:
+        told = [segment.path or ""]
+        if segment.connections > 1:
+            told[0] += f" on {segment.connections} connections"
+        if segment.setup_ms is not None:
+            told[0] += f", opened in {segment.setup_ms:.0f} ms"
+        if segment.final_after_ms is not None:
+            told.append(f"final text {segment.final_after_ms:.0f} ms after VAD stop")
+        if segment.partial_gap_ms is not None:
+            told.append(f"partials at most {segment.partial_gap_ms:.0f} ms apart")
+        if segment.path is not None:
+            lines += _said("heard", f" {glyphs.dash} ".join(told), width, "dim")
     return lines
 
 

@@ -24,6 +24,7 @@ from loguru import logger
 
 from headstart import assets
 from headstart.engines.hub import Engine
+from headstart.engines.workload import Workload
 from headstart.errors import AssetError, EngineError, UsageError
 
 SCHEME = "llama://"
@@ -96,6 +97,8 @@ class LlamaEngine(Engine):
         self.options = options
         self.api_key = secrets.token_hex(16)
         """Other users and pages on this machine do not have it."""
+        self.workload = Workload()
+        """What it has been asked, by all sessions."""
         self._model = model
         self._restarting = threading.Lock()
         self._closing = threading.Event()

@@ -17,6 +17,10 @@ _PROMPT_CACHE_MIB = 128
 """Bound of the prompts that llama.cpp keeps beside its slots, for conversations that take turns
 on one slot. Its own default is 8 GiB."""
 
+_NICENESS = 10
+"""Once a clause is written, the voice is what the user waits for. On two cores its first audio
+came after 0.55 s instead of 0.78 s for it (8 utterances, p50)."""
+
 _BATCH_TOKENS = 128
 """A request that was given up frees its slot after one batch of its prompt at the latest."""
 
@@ -50,6 +54,9 @@ def main() -> None:
     # What a library prints must not be taken for the answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if hasattr(os, "nice"):
+        # The model writes several times faster than anybody speaks; the voice has no such lead.
+        os.nice(_NICENESS)
     options = json.loads(sys.stdin.readline())
     try:
         server = _serve(options)

@@ -32,7 +32,10 @@ def log_mel(audio: NDArray[np.float32]) -> NDArray[np.float32]:
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
     spectrum = np.fft.rfft(frames * _hann(), axis=-1)[: len(audio) // HOP]
     power = spectrum.real**2 + spectrum.imag**2
-    logs = np.log10(np.maximum(_filters() @ power.T, _FLOOR))
+    # Not `@`: that is BLAS, whose threads go on spinning for a while and take the cores from the
+    # recogniser that comes next. Measured on two cores: 120 ms a decode became 220 ms.
+    mels = np.einsum("mf,tf->mt", _filters(), power)
+    logs = np.log10(np.maximum(mels, _FLOOR))
     logs = np.maximum(logs, logs.max() - _DYNAMIC_RANGE)
     return np.asarray((logs + 4.0) / 4.0, dtype=np.float32)
 

@@ -8,10 +8,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -35,14 +35,31 @@ class Ticket:
 
     priority: Priority = Priority.COMMITTED
     cancelled: bool = False
+    _hooks: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def commit(self) -> None:
         """Let the work overtake everything speculative from now on."""
         self.priority = Priority.COMMITTED
 
     def cancel(self) -> None:
-        """Drop the work: at once if it waits, after the current piece if it runs."""
+        """Drop the work: at once if it waits, after the current piece if it runs.
+
+        Work that asked for it by `on_cancel` ends inside its piece.
+        """
         self.cancelled = True
+        for hook in tuple(self._hooks):
+            hook()
+
+    @contextmanager
+    def on_cancel(self, hook: Callable[[], None]) -> Iterator[None]:
+        """Have `hook` called by `cancel` as long as the block lasts; at once if it is too late."""
+        self._hooks.append(hook)
+        try:
+            if self.cancelled:
+                hook()
+            yield
+        finally:
+            self._hooks.remove(hook)
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,7 @@ class _Job(Generic[T]):
     queued_at: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     ran: float = 0.0
+    delivered: bool = False
     left: bool = False
     """Nobody awaits the rest. The ticket stays as it is: it may cover other work."""
 
@@ -125,14 +143,39 @@ class InferenceQueue:
             EngineBusyError: The queue is full.
             EngineError: The queue is closed.
         """
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
 
-        def once() -> Iterator[T]:
-            yield work()
+        def settle(value: T | None, error: BaseException | None) -> None:
+            if result.done():
+                return
+            if error is not None:
+                result.set_exception(error)
+            else:
+                result.set_result(cast("T", value))
 
-        async with aclosing(self._stream(once, ticket, single=True)) as results:
-            async for result in results:
-                return result
-        raise EngineError(f"{self._name}: the work was cancelled")
+        def post(value: T | None, error: BaseException | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, value, error)
+
+        def end(error: BaseException | None) -> None:
+            # Waking the loop is what a short piece of work costs most: once is enough.
+            if error is not None or not job.delivered:
+                post(None, error or EngineError(f"{self._name}: the work was cancelled"))
+
+        job = _Job(
+            next(self._numbers),
+            ticket or Ticket(),
+            _once(work),
+            single=True,
+            deliver=lambda value: post(value, None),
+            end=end,
+        )
+        self._submit(job)
+        try:
+            return await result
+        finally:
+            self._leave(job)
 
     async def stream(
         self, work: Callable[[], Iterator[T]], ticket: Ticket | None = None
@@ -145,13 +188,6 @@ class InferenceQueue:
             EngineBusyError: The queue is full.
             EngineError: The queue is closed.
         """
-        async with aclosing(self._stream(work, ticket, single=False)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def _stream(
-        self, work: Callable[[], Iterator[T]], ticket: Ticket | None, *, single: bool
-    ) -> AsyncGenerator[T]:
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
 
@@ -163,7 +199,7 @@ class InferenceQueue:
             next(self._numbers),
             ticket or Ticket(),
             _lazily(work),
-            single,
+            single=False,
             deliver=lambda piece: post((True, piece)),
             end=lambda error: post((False, error)),
         )
@@ -178,9 +214,7 @@ class InferenceQueue:
                 else:
                     return
         finally:
-            job.left = True
-            with self._changed:
-                self._changed.notify()
+            self._leave(job)
 
     def statistics(self) -> QueueStatistics:
         """What the queue is doing and has done."""
@@ -205,6 +239,13 @@ class InferenceQueue:
             self._changed.notify_all()
         for job in abandoned:
             job.end(EngineError(f"{self._name} has been closed"))
+
+    def _leave(self, job: _Job[Any]) -> None:
+        """Nobody awaits the job any more; if it waits itself, a worker is told to drop it."""
+        job.left = True
+        with self._changed:
+            if job in self._waiting:
+                self._changed.notify()
 
     def _submit(self, job: _Job[Any]) -> None:
         with self._changed:
@@ -244,23 +285,24 @@ class InferenceQueue:
             begun = time.monotonic()
             job.waited += begun - job.queued_at
             error: BaseException | None = None
-            finished = False
+            dropped = finished = False
             try:
                 piece = next(job.pieces)
             except StopIteration:
-                finished = True
+                finished, dropped = True, job.dropped
             except BaseException as raised:  # handed to whoever awaits the work
                 finished, error = True, raised
             else:
-                finished = job.single
-                if not job.dropped:
+                finished, dropped = job.single, job.dropped
+                if not dropped:
+                    job.delivered = True
                     job.deliver(piece)
             job.queued_at = time.monotonic()
             job.ran += job.queued_at - begun
             with self._changed:
                 self._running -= 1
                 if finished or self._closed:
-                    self._finish(job, error, whole=finished)
+                    self._finish(job, error, whole=finished and not dropped)
                 else:
                     self._waiting.append(job)
 
@@ -272,6 +314,10 @@ class InferenceQueue:
         self._waits_ms.append(1000 * job.waited)
         self._runs_ms.append(1000 * job.ran)
         job.end(error)
+
+
+def _once(work: Callable[[], T]) -> Iterator[T]:
+    yield work()
 
 
 def _lazily(work: Callable[[], Iterator[T]]) -> Iterator[T]:

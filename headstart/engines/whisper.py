@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -30,9 +30,10 @@ _NO_SPEECH = 0.7
 """Above this it is no speech. Measured: 0.82 to 0.99 on silence, noise, tones and chimes;
 at most 0.56 on real speech, clipped to its first 250 ms included."""
 _TOKENS_PER_SEC = 7.0
-"""Faster than anyone speaks; bounds what a decode that loops can cost."""
-_WORDS_PER_SEC = 5.0
-"""Who says the same again and again at this pace is not human, but a decoder in a loop."""
+"""Faster than anyone speaks; bounds what a decode that loops can cost, and tells a loop from
+somebody who says the same again."""
+_FRAMES_PER_SEC = 50
+"""Of the encoder."""
 _TAG = re.compile(r"[\[(*♪][^\])*♪]*[\])*♪]|♪")
 
 
@@ -137,8 +138,9 @@ class WhisperEngine(Engine):
         padded[: len(audio)] = audio[:length]
         features = ctranslate2.StorageView.from_array(log_mel(padded)[None])
         try:
+            encoded = self._model.encode(features)
             result = self._model.generate(
-                features,
+                encoded,
                 [self._prompt],
                 beam_size=1,
                 # CTranslate2 takes half of it for what it generates.
@@ -155,7 +157,7 @@ class WhisperEngine(Engine):
             _logprob(np.asarray(logits), token)
             for logits, token in zip(result.logits[0], tokens, strict=False)
         ]
-        words, spent = self._words(tokens, logprobs, secs)
+        words, spent = self._words(tokens, logprobs, encoded, secs)
         if not words:
             return Hypothesis(no_speech_prob=result.no_speech_prob)
         avg_logprob = sum(spent) / len(spent)
@@ -168,29 +170,51 @@ class WhisperEngine(Engine):
         )
 
     def _words(
-        self, tokens: Sequence[int], logprobs: Sequence[float], secs: float
+        self, tokens: Sequence[int], logprobs: Sequence[float], encoded: Any, secs: float
     ) -> tuple[tuple[Word, ...], list[float]]:
         """Words from tokens, up to where the decoder leaves the audio behind."""
-        grouped: list[tuple[list[int], list[float]]] = []
+        text: list[tuple[int, float]] = []
         for token, logprob in zip(tokens, logprobs, strict=True):
             if token >= self._first_timestamp:
-                if grouped and (token - self._first_timestamp) * _TIMESTAMP_SECS >= secs:
+                if text and (token - self._first_timestamp) * _TIMESTAMP_SECS >= secs:
                     break  # what follows is set in the padding
             elif token < self._end:
-                starts = str(self._tokenizer.id_to_token(token)).startswith("Ġ")
-                if starts or not grouped:
-                    grouped.append(([], []))
-                grouped[-1][0].append(token)
-                if any(character.isalnum() for character in self._tokenizer.decode([token])):
-                    # Where a comma goes is always uncertain, and does not matter.
-                    grouped[-1][1].append(logprob)
+                text.append((token, logprob))
+        pieces = [self._tokenizer.decode([token]) for token, _ in text]
+        starts = partial(self._starts, encoded, [token for token, _ in text], secs)
+        del text[len(text) - looping(pieces, starts, secs) :]
+        grouped: list[tuple[list[int], list[float]]] = []
+        for (token, logprob), piece in zip(text, pieces, strict=False):
+            if str(self._tokenizer.id_to_token(token)).startswith("Ġ") or not grouped:
+                grouped.append(([], []))
+            grouped[-1][0].append(token)
+            if any(character.isalnum() for character in piece):
+                # Where a comma goes is always uncertain, and does not matter.
+                grouped[-1][1].append(logprob)
         words = [
             Word(self._tokenizer.decode(ids).strip(), math.exp(min(spoken, default=0.0)))
             for ids, spoken in grouped
         ]
-        said = len(words) - looping(words, secs)
-        spent = [logprob for _, spoken in grouped[:said] for logprob in spoken]
-        return without_tags(words[:said]), spent or [0.0]
+        spent = [logprob for _, spoken in grouped for logprob in spoken]
+        return without_tags(words), spent or [0.0]
+
+    def _starts(self, encoded: Any, text: list[int], secs: float) -> list[float]:
+        """Where each token of a text begins, in seconds.
+
+        By dynamic time warping of the cross-attention, as in the word timestamps of OpenAI's
+        implementation (Giorgino 2009; Radford et al. 2022).
+        """
+        prompt = [*self._prompt, self._first_timestamp - 1]
+        frames = int(secs * SAMPLE_RATE) // HOP
+        try:
+            (aligned,) = self._model.align(encoded, prompt, [text], [frames])
+        except RuntimeError as error:
+            raise EngineError(f"whisper failed to align: {error}") from error
+        starts = [secs] * len(text)
+        for token, frame in reversed(aligned.alignments):
+            if token < len(text):
+                starts[token] = frame / _FRAMES_PER_SEC
+        return starts
 
     def _token(self, text: str) -> int:
         token = self._tokenizer.token_to_id(text)
@@ -199,25 +223,57 @@ class WhisperEngine(Engine):
         return int(token)
 
 
-def looping(words: Sequence[Word], secs: float) -> int:
-    """How many words at the end only repeat the phrase before them, too fast to be said.
+def looping(pieces: Sequence[str], starts: Callable[[], Sequence[float]], secs: float) -> int:
+    """How many pieces of a text, at its end, only repeat what is before them and were not said.
 
     Without the long silence after the last word that it was trained with, the decoder now
-    and then says a phrase again, until it is stopped. The last time may be cut short.
+    and then says a phrase again, until it is stopped; the last time may be cut short. People
+    say things twice too ("bye bye", a number): what tells them apart is that no audio is left
+    for the repeats of a loop, which all come to lie at its end.
+
+    Args:
+        pieces: What each token says.
+        starts: Asked only if something is repeated: where each piece begins, in seconds.
+        secs: Length of the audio.
     """
-    if len(words) <= _WORDS_PER_SEC * secs:
+    said = [(at, plain) for at, piece in enumerate(pieces) if (plain := _plain(piece))]
+    repeats = _repeats([plain for _, plain in said])
+    if not repeats:
         return 0
-    said = [word.text.casefold().strip(".,!?-") for word in words]
-    loops = [0]
-    for unit in range(1, len(said) // 2 + 2):
-        again = 0
-        if unit < len(said) and said[-1 - unit].startswith(said[-1]):
-            again = 1  # even within its last word
-        while 0 < again < len(said) - unit and said[-again - 1] == said[-again - 1 - unit]:
-            again += 1
-        if again >= min(unit, 2):
-            loops.append(again)
-    return max(loops)
+    times = starts()
+    begins = [*(times[at] for at, _ in said), secs]
+
+    def hurried(first: int, last: int) -> bool:
+        return last - first > _TOKENS_PER_SEC * (begins[last] - begins[first])
+
+    for first, last in repeats:
+        if hurried(first, last) and hurried(first, len(said)):
+            return len(pieces) - said[first][0]
+    return 0
+
+
+def _repeats(said: Sequence[str]) -> list[tuple[int, int]]:
+    """Where a phrase begins and ends that stands right before it too.
+
+    At the end of the text it may be cut short.
+    """
+    found = []
+    for at in range(1, len(said)):
+        for unit in range(1, at + 1):
+            before, again = said[at - unit : at], said[at : at + unit]
+            if at + unit >= len(said):  # even within its last piece, but one word alone is none
+                whole = len(again) >= min(unit, 2) and before[len(again) - 1].startswith(again[-1])
+                before, again = before[: len(again) - 1], again[:-1]
+            else:
+                whole = True
+            if whole and before == again:
+                found.append((at, min(at + unit, len(said))))
+                break
+    return found
+
+
+def _plain(piece: str) -> str:
+    return piece.casefold().strip(" .,!?-")
 
 
 def without_tags(words: Sequence[Word]) -> tuple[Word, ...]:

@@ -6,30 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipecat.pipeline.pipeline import Pipeline
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMUserAggregator
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.llm_service import LLMService
+from pipecat.services.tts_service import TTSService
 from pipecat.transports.base_transport import BaseTransport
 
 from headstart.errors import ConfigError
 from headstart.pipeline.registry import create
 from headstart.pipeline.registry import required_assets as stage_assets
 from headstart.pipeline.spec import PipelineSpec
+from headstart.pipeline.watch import WatchedPipeline
+from headstart.processors.audio_end import InputAudioEnd
 from headstart.processors.release import ReleaseGate
-from headstart.processors.speculation import WorksAhead
+from headstart.processors.speculation import SharesModel, WorksAhead
 from headstart.processors.trigger import EarlyTrigger
 from headstart.processors.turn import AssistantTurn, TurnSettings, UserTurn
 
 P = TypeVar("P", bound=FrameProcessor)
+
+_DEAF = (WorksAhead, TTSService, ReleaseGate)
+"""Stages that have no use for the user's audio; of others one cannot know."""
 
 
 @dataclass(frozen=True)
 class Built:
     """A pipeline that is ready to run."""
 
-    pipeline: Pipeline
+    pipeline: WatchedPipeline
     context: LLMContext
     """The conversation, still empty; the prompt is with the language model."""
 
@@ -65,12 +70,16 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
                 ]
             )
         if trigger.settings.enabled:
-            turn.speculate(trigger.settings)
+            makers = [stage for stage in stages if isinstance(stage, SharesModel)]
+            turn.speculate(trigger, lambda: any(maker.model_is_busy for maker in makers))
             for stage in stages:
                 if isinstance(stage, WorksAhead):
                     stage.work_ahead()
             stages.append(ReleaseGate())
-    return Built(Pipeline([transport.input(), *stages, transport.output(), *after_output]), context)
+    listeners = [at for at, stage in enumerate(stages) if not isinstance(stage, _DEAF)]
+    stages.insert(listeners[-1] + 1 if listeners else 0, InputAudioEnd())
+    processors = [transport.input(), *stages, transport.output(), *after_output]
+    return Built(WatchedPipeline(processors), context)
 
 
 def _join_conversation(stages: list[FrameProcessor], prompt: str, context: LLMContext) -> None:

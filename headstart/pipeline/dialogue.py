@@ -87,15 +87,20 @@ async def converse(
                 on_stage(f"utterance {number} of {len(utterances)}: listening")
                 spoken.append(await transport.speak(utterance))
                 on_stage(f"utterance {number} of {len(utterances)}: answering")
-                await asyncio.sleep(_SETTLE_SECS)
-                await _answered(session, number)
+                await answered(session, number)
         finally:
             await session.close()
             await collecting
     return Dialogue(transport.recording, tuple(spoken), tuple(records))
 
 
-async def _answered(session: Session, number: int) -> None:
+async def answered(session: Session, number: int) -> None:
+    """Wait until the utterance of this number has been answered, or will not be.
+
+    Raises:
+        HeadstartError: The answer found no end.
+    """
+    await asyncio.sleep(_SETTLE_SECS)
     try:
         async with asyncio.timeout(_ANSWER_TIMEOUT_SECS):
             await session.timeline.wait_idle(_SETTLE_SECS)

@@ -168,7 +168,7 @@ class Document:
         top = self.top.without("stages", "extends", *EDITS)
         values = {"name": self.path.stem, **top.plain()}
         header, issues = validate_model(PipelineHeader, values)
-        problems += _located(issues, top, "")
+        problems += located(issues, top, "")
         return header if isinstance(header, PipelineHeader) else None
 
 
@@ -309,7 +309,7 @@ def _check_stage(stage: NamedStage, allow_code: bool) -> list[Problem]:
     issues = StageType(reference.name, cls).validate(node.settings.plain())
     if reference.kind:
         issues = [_provider_misspelt(issue) for issue in issues]
-    return _located(issues, node.settings, f"{reference.name.rpartition(':')[2]}: ")
+    return located(issues, node.settings, f"{reference.name.rpartition(':')[2]}: ")
 
 
 def _provider_misspelt(issue: Issue) -> Issue:
@@ -320,7 +320,8 @@ def _provider_misspelt(issue: Issue) -> Issue:
     return issue
 
 
-def _located(issues: list[Issue], table: Table, prefix: str) -> list[Problem]:
+def located(issues: list[Issue], table: Table, prefix: str) -> list[Problem]:
+    """What is wrong with a mapping, each with its place in the file."""
     problems = []
     for issue in issues:
         node, key = locate(table, issue.loc)

@@ -33,6 +33,7 @@ BUILTIN: Mapping[str, str] = {
     "vad.silero": "headstart.processors.vad:SileroVAD",
     "stt.whisper": "headstart.processors.stt.local:WhisperSTT",
     "stt.deepgram": "headstart.processors.stt.deepgram:DeepgramSTT",
+    "stt.deepgram-flux": "headstart.processors.stt.deepgram_flux:DeepgramFluxSTT",
     "trigger.early": "headstart.processors.trigger:EarlyTrigger",
     "turn.smart": "headstart.processors.turn:UserTurn",
     "llm.anthropic": "headstart.processors.llm:AnthropicLLM",

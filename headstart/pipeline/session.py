@@ -21,7 +21,7 @@ from pipecat.workers.runner import WorkerRunner
 
 from headstart.errors import HeadstartError
 from headstart.frames import ProgressiveTranscriptionFrame, WarmUpFrame
-from headstart.pipeline.build import build
+from headstart.pipeline.build import Built, build
 from headstart.pipeline.spec import PipelineSpec
 from headstart.pipeline.timeline import Timeline, TurnRecord
 from headstart.transports.memory import MemoryTransport, PlayedAudio
@@ -106,7 +106,8 @@ class Session:
             on_played=lambda audio: self._events.put_nowait(Played(audio))
         )
         self.timeline = Timeline(zero_ns=self._zero_ns, on_turn=self._turn_ended)
-        self._observers = [self.timeline, _Listener(self._events), *observers]
+        self._watchers = [self.timeline, _Listener(self._events)]
+        self._observers = list(observers)
         self._worker: PipelineWorker | None = None
         self._runner: WorkerRunner | None = None
         self._running: asyncio.Task[None] | None = None
@@ -118,23 +119,7 @@ class Session:
             HeadstartError: A stage could not be built or set up.
         """
         built = build(self._spec, self._transport)
-        worker = PipelineWorker(
-            built.pipeline,
-            params=PipelineParams(
-                audio_in_sample_rate=self._spec.audio.in_sample_rate,
-                audio_out_sample_rate=self._spec.audio.out_sample_rate,
-                enable_metrics=True,
-                enable_usage_metrics=True,
-                send_initial_empty_metrics=False,
-            ),
-            observers=list(self._observers),
-            # Only what somebody watches: each observer costs a task and a queue.
-            enable_rtvi=False,
-            enable_turn_tracking=False,
-            idle_timeout_secs=None,
-            cancel_timeout_secs=_CANCEL_TIMEOUT_SECS,
-            setup_timeout_secs=_OPEN_TIMEOUT_SECS,
-        )
+        worker = self._make_worker(built)
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def on_warm(_: PipelineWorker, frame: WarmUpFrame) -> None:
@@ -175,6 +160,29 @@ class Session:
     ) -> None:
         """End the conversation at once."""
         await self.close()
+
+    def _make_worker(self, built: Built) -> PipelineWorker:
+        built.pipeline.watch(self._watchers)
+        return PipelineWorker(
+            built.pipeline,
+            params=self._params(),
+            observers=self._observers,
+            # Only what somebody needs: each of these watches every step of every frame.
+            enable_rtvi=False,
+            enable_turn_tracking=False,
+            idle_timeout_secs=None,
+            cancel_timeout_secs=_CANCEL_TIMEOUT_SECS,
+            setup_timeout_secs=_OPEN_TIMEOUT_SECS,
+        )
+
+    def _params(self) -> PipelineParams:
+        return PipelineParams(
+            audio_in_sample_rate=self._spec.audio.in_sample_rate,
+            audio_out_sample_rate=self._spec.audio.out_sample_rate,
+            enable_metrics=True,
+            enable_usage_metrics=True,
+            send_initial_empty_metrics=False,
+        )
 
     async def push_audio(self, audio: bytes) -> None:
         """Hand over what the user has just said.

@@ -46,6 +46,7 @@ from headstart.frames import (
 )
 from headstart.pipeline.turn_reducer import TurnReducer
 from headstart.pipeline.turns import Event, Kind, TurnRecord
+from headstart.processors.stt.recognised import Recognised
 
 __all__ = ["Timeline", "TurnRecord"]
 
@@ -203,6 +204,21 @@ def _if_text(reader: _Reader) -> _Reader:
     return read
 
 
+def _final(_: Timeline, data: FramePushed, zero_ns: int) -> Event:
+    frame: Any = data.frame
+    at_s, result = _seconds(data.timestamp, zero_ns), frame.result
+    if not isinstance(result, Recognised):
+        return Event(Kind.FINAL, at_s, frame.text)
+    return Event(
+        Kind.FINAL,
+        at_s,
+        frame.text,
+        path=result.path,
+        setup_secs=result.setup_secs,
+        connections=result.connections,
+    )
+
+
 def _spoken_text(frame: TTSTextFrame) -> str:
     return frame.text if frame.includes_inter_frame_spaces else f" {frame.text}"
 
@@ -223,7 +239,7 @@ _READERS: dict[type[Frame], _Reader] = {
     VADUserStartedSpeakingFrame: _event(Kind.VAD_STARTED, confirm_secs=lambda f: f.start_secs),
     VADUserStoppedSpeakingFrame: _event(Kind.VAD_STOPPED, confirm_secs=lambda f: f.stop_secs),
     InterimTranscriptionFrame: _if_text(_event(Kind.PARTIAL)),
-    TranscriptionFrame: _event(Kind.FINAL, text=_text),
+    TranscriptionFrame: _final,
     UserStartedSpeakingFrame: _event(Kind.USER_STARTED),
     UserStoppedSpeakingFrame: _event(Kind.USER_STOPPED),
     LLMContextUserTurnFrame: _event(Kind.USER_TEXT, text=_text),
@@ -237,6 +253,7 @@ _READERS: dict[type[Frame], _Reader] = {
         Kind.ATTEMPT_ENDED,
         text=lambda f: f.reason,
         verdict=lambda f: "committed" if f.committed else "aborted",
+        waited_secs=lambda f: f.waited_secs,
     ),
     SpeculationCostFrame: _event(
         Kind.ATTEMPT_COST,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from headstart.pipeline.hearing import Hearing
 from headstart.pipeline.turns import (
     AttemptRecord,
     Event,
@@ -32,6 +33,7 @@ class _Said:
     first_partial_s: float | None = None
     final_transcript_s: float | None = None
     finals: list[str] = field(default_factory=list)
+    hearing: Hearing = field(default_factory=Hearing)
 
 
 @dataclass
@@ -190,6 +192,9 @@ class TurnReducer:
                 turn.turn_end_s = event.at_s
             case Kind.USER_TEXT if turn:
                 turn.user_text.append(event.text)
+        turn = self._turn
+        said = turn.said if turn and turn.turn_end_s is None else self._coming
+        said.hearing.feed(event)
 
     def _open(self, said: _Said) -> None:
         self._opened += 1
@@ -380,6 +385,7 @@ def _record(turn: _Turn, true_speech_end: Callable[[float], float | None] | None
         interrupted=turn.interrupted,
         errors=turn.errors,
         speculation=_speculation(turn),
+        segments=said.hearing.records(),
         speech_end_s=_ms(speech_end_s),
     )
 
@@ -391,20 +397,30 @@ def _speculation(turn: _Turn) -> SpeculationRecord:
     )
     in_vain = [attempt for attempt in turn.attempts if attempt.in_vain]
     costs = [attempt.cost for attempt in in_vain if attempt.cost]
-    saved_s = None
-    if record.committed and turn.turn_end_s is not None:
-        # The same work begun at turn end would have taken as long again.
+    saved_s = waited_s = release_s = None
+    last = turn.attempts[-1] if record.committed else None
+    if last is not None and last.ended is not None and turn.turn_end_s is not None:
+        # The same work would have taken as long again, begun when the turn would have ended.
         ready_s = turn.answer.first_audio_ready_s
         done_s = turn.turn_end_s if ready_s is None else min(turn.turn_end_s, ready_s)
-        saved_s = done_s - turn.attempts[-1].fired.at_s
+        waited_s = last.ended.waited_secs
+        saved_s = done_s - waited_s - last.fired.at_s
+        if ready_s is not None and ready_s <= turn.turn_end_s:
+            release_s = _minus(turn.answer.first_audio_out_s, turn.turn_end_s)
     return record.model_copy(
         update={
-            "saved_ms": None if saved_s is None else round(saved_s * 1000, 1),
+            "saved_ms": _in_ms(saved_s),
+            "waited_ms": _in_ms(waited_s),
+            "release_ms": _in_ms(release_s),
             "wasted_input_tokens": sum(cost.input_tokens for cost in costs),
             "wasted_output_tokens": sum(cost.output_tokens for cost in costs),
             "wasted_audio_s": round(sum(attempt.dropped_audio_s for attempt in in_vain), 3),
         }
     )
+
+
+def _in_ms(secs: float | None) -> float | None:
+    return None if secs is None else round(secs * 1000, 1)
 
 
 def _attempt(attempt: _Attempt, turn_end_s: float | None) -> AttemptRecord:
@@ -416,7 +432,7 @@ def _attempt(attempt: _Attempt, turn_end_s: float | None) -> AttemptRecord:
         confidence=attempt.fired.confidence,
         verdict=ended.verdict if ended else "aborted",
         reason=ended.text if ended else "the turn closed",
-        lead_ms=None if lead_s is None else round(lead_s * 1000, 1),
+        lead_ms=_in_ms(lead_s),
     )
 
 

@@ -34,10 +34,40 @@ class SpeculationRecord(BaseModel):
     attempts: list[AttemptRecord] = []
     committed: bool = False
     saved_ms: float | None = None
-    """How much later the first audio would have been ready, had the answer begun at turn end."""
+    """How much later the first audio would have come, had the answer begun at the turn's end."""
+    waited_ms: float | None = None
+    """How much earlier the turn would have ended without the committed attempt."""
+    release_ms: float | None = None
+    """From the turn's end to the first audible sample of an answer that was ready by then."""
     wasted_input_tokens: int = 0
     wasted_output_tokens: int = 0
     wasted_audio_s: float = 0.0
+
+
+class SegmentRecord(BaseModel):
+    """One stretch of speech, from a VAD start to the VAD stop, and how its words were had."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start_s: float | None = None
+    stop_s: float | None = None
+    """The VAD's report of silence."""
+    partials: int = 0
+    """How many updates came before that."""
+    first_partial_s: float | None = None
+    partial_gap_ms: float | None = None
+    """The longest time without an update, from the first one to the end of the voice; null where
+    the voice had ended before the first."""
+    final_s: float | None = None
+    final_after_ms: float | None = None
+    """From `stop_s` to the final text."""
+    path: str | None = None
+    """How the text was had: stream, replayed, rest, local, none; null where the recogniser does
+    not say."""
+    setup_ms: float | None = None
+    """How long the connection had taken to open; null where there was none."""
+    connections: int = 0
+    """How many connections the audio was sent on."""
 
 
 class TurnRecord(BaseModel):
@@ -65,6 +95,7 @@ class TurnRecord(BaseModel):
     interrupted: bool = False
     errors: list[str] = []
     speculation: SpeculationRecord = SpeculationRecord()
+    segments: list[SegmentRecord] = []
     speech_end_s: float | None = Field(default=None, exclude=True)
     """When the user's voice ended, which `voice_to_voice_s` counts from. Not in the JSON."""
 
@@ -140,9 +171,17 @@ class Event:
     """ATTEMPT_FIRED: of the words that it answers, 0..1."""
     verdict: Verdict = "aborted"
     """ATTEMPT_ENDED; the reason goes into `text`."""
+    waited_secs: float = 0.0
+    """ATTEMPT_ENDED: how long the turn's end has waited for it."""
     input_tokens: int = 0
     """ATTEMPT_COST."""
     output_tokens: int = 0
     """ATTEMPT_COST."""
     audio_s: float = 0.0
     """ATTEMPT_DROPPED."""
+    path: str | None = None
+    """FINAL: how the text was had."""
+    setup_secs: float | None = None
+    """FINAL: how long the connection had taken to open."""
+    connections: int = 0
+    """FINAL: how many the audio was sent on."""

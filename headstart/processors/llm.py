@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from anthropic import (
@@ -19,6 +21,7 @@ from pipecat.frames.frames import (
     CancelFrame,
     EagerEndOfTurnCancelFrame,
     Frame,
+    FunctionCallFromLLM,
     LLMContextFrame,
     LLMFullResponseStartFrame,
     SystemFrame,
@@ -37,8 +40,10 @@ from pydantic import Field, SecretStr, field_validator
 
 from headstart.engines import hub
 from headstart.engines.llama import SCHEME, LlamaEngine, LlamaOptions
+from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError, UsageError
 from headstart.frames import SpeculationCostFrame, WarmUpFrame, attempt_of, mark_attempt
+from headstart.processors.early_tools import EarlyTool
 from headstart.processors.settings import StageSettings
 from headstart.processors.speculation import Attempts, SpeculationTracker, Standing
 
@@ -49,6 +54,8 @@ _CONNECT_SECS = 3.0
 _CACHE_PROMPT_SECS = 30.0
 _TIMEOUTS: tuple[type[Exception], ...] = (APITimeoutError, *TIMEOUT_EXCEPTIONS)
 _CANCEL_SECS = 1.0
+_LETTERS_PER_TOKEN = 4
+"""Of English text. The pieces in which an API sends its text are not tokens."""
 
 
 class LLMSettings(StageSettings):
@@ -72,6 +79,12 @@ class LLMSettings(StageSettings):
     """Texts that end an answer. Default none, for a llama:// model an empty line."""
     prompt_caching: bool = True
     """Let the API keep the prompt and the conversation between turns (`cache_control`)."""
+    max_speculative_tokens: int = Field(default=32, ge=1)
+    """Length, in tokens (about four letters each), at which an answer begun early pauses until
+    the turn has ended. 32 are some eight seconds of speech."""
+    safe_tools: tuple[str, ...] = ()
+    """Names of tools that change nothing, so that they may run for an answer that is thrown away.
+    All others wait until the turn has ended."""
     timeout_secs: float = Field(default=15.0, gt=0)
     """Longest silence of the API, in seconds: before an answer begins, retries included, and
     between two of its pieces."""
@@ -107,12 +120,13 @@ class AnthropicLLM(AnthropicLLMService):
 
     Pipecat's service does the work: conversion, function calls, metrics, speculation. What
     differs is who waits for whom. A new context or an interruption ends the answer under way
-    at once and closes its connection; every other frame that comes down the pipeline after a
-    context waits until the answer to it is complete.
+    at once, and nobody waits until its connection is closed; every other frame that comes down
+    the pipeline after a context waits until the answer to it is complete.
 
     An answer that fails ends like any other, after an `ErrorFrame` of one line. Nothing is
     asked twice once a word of the answer is out. A speculative answer that fails, or has no
-    words, is withdrawn instead: the end of the turn asks again.
+    words, is withdrawn instead: the end of the turn asks again. One that calls tools waits for
+    the end of the turn with them.
     """
 
     _settings: AnthropicLLMSettings
@@ -134,9 +148,15 @@ class AnthropicLLM(AnthropicLLMService):
         self._said = False
         """Whether a word of the answer is out."""
         self._failed = False
+        self._winding_up: set[asyncio.Task[Any]] = set()
+        """Connections and tools that answers have, or had; they end in their own time."""
         self._attempts = Attempts()
         self._attempt: int | None = None
         """The attempt that the answer belongs to, if it is speculative."""
+        self._ticket = Ticket()
+        self._settled = asyncio.Event()
+        """There is a verdict on the attempt, or no attempt."""
+        self._settled.set()
         super().__init__(
             api_key="",  # the client has it
             client=_client(self._stage),
@@ -153,6 +173,11 @@ class AnthropicLLM(AnthropicLLMService):
     def work_ahead(self) -> None:
         """Let speculative answers out: a release gate further down holds them."""
         self._speculation_gate = SpeculationTracker(name=f"{self}::SpeculationTracker")
+
+    @property
+    def model_is_busy(self) -> bool:
+        """Whether a model on this machine answers somebody who waits."""
+        return self._engine is not None and self._engine.workload.is_committed
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Load the model, if it is one on this machine.
@@ -178,6 +203,10 @@ class AnthropicLLM(AnthropicLLMService):
     async def cleanup(self) -> None:
         """Give up the answer under way and close the connections."""
         await self._give_up_answer()
+        for task in self._winding_up:
+            task.cancel()
+        if self._winding_up:
+            await asyncio.wait(self._winding_up, timeout=_CANCEL_SECS)
         await super().cleanup()  # type: ignore[no-untyped-call]
         await self._client.close()
 
@@ -204,13 +233,21 @@ class AnthropicLLM(AnthropicLLMService):
             self._supersede_answer()
             await self._answer_is_over()
             self._attempt = attempt_of(frame)
-            if self._attempts.standing(self._attempt) is Standing.VOID:
+            if self._standing() is Standing.VOID:
                 return  # its withdrawal has overtaken it
+            self._ticket = Ticket(Priority.SPECULATIVE)
+            self._settled.clear()
         elif direction == FrameDirection.DOWNSTREAM and not isinstance(frame, SystemFrame):
             await self._answer_is_over()
         if isinstance(frame, WarmUpFrame):
             await self._warm_up(frame.context)
         await super().process_frame(frame, direction)
+        if self._standing() is not Standing.PENDING:
+            self._ticket.commit()
+            self._settled.set()
+
+    def _standing(self) -> Standing:
+        return self._attempts.standing(self._attempt)
 
     async def push_frame(
         self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
@@ -252,8 +289,10 @@ class AnthropicLLM(AnthropicLLMService):
 
     async def _respond(self, context: LLMContext) -> None:
         self._said = self._failed = False
+        workload = self._engine.workload.holding(self._ticket) if self._engine else nullcontext()
         try:
-            await super()._process_context(context)
+            with workload:
+                await super()._process_context(context)
         finally:
             self._receiving = False
             if self._events is not None:
@@ -261,6 +300,32 @@ class AnthropicLLM(AnthropicLLMService):
                 await self._events.aclose()
         if (self._failed or not self._said) and self._speculation_gate.is_speculating:
             await self.broadcast_frame(EagerEndOfTurnCancelFrame)
+
+    async def run_function_calls(self, function_calls: Sequence[FunctionCallFromLLM]) -> None:
+        """Call tools when the turn has ended, and nobody if the answer is void by then."""
+        if function_calls and self._standing() is Standing.PENDING:
+            safe = self._begin_safe_tools(function_calls)
+            try:
+                await self._settled.wait()
+            finally:
+                if self._standing() is not Standing.CONFIRMED:
+                    for tool in safe:
+                        tool.give_up()
+        if self._standing() is not Standing.VOID:
+            await super().run_function_calls(function_calls)
+
+    def _begin_safe_tools(self, calls: Sequence[FunctionCallFromLLM]) -> list[EarlyTool]:
+        begun: list[EarlyTool] = []
+        for call in calls:
+            item = self._functions.get(call.function_name)
+            if item is not None and call.function_name in self._stage.safe_tools:
+                tool = item.handler
+                if not isinstance(tool, EarlyTool):
+                    tool = EarlyTool(tool)
+                    self._functions[call.function_name] = replace(item, handler=tool)
+                self._lets_wind_up(tool.begin(call, self))
+                begun.append(tool)
+        return begun
 
     def _supersede_answer(self) -> None:
         # An answer that has arrived whole may be starting function calls: it is let finish.
@@ -302,15 +367,19 @@ class AnthropicLLM(AnthropicLLMService):
         last_try = self._engine is None
         while True:
             url = await self._locate()
+            events: asyncio.Queue[Any] = asyncio.Queue()
+            # Closing a connection takes time. The answer neither has it nor must it wait for it.
+            reader = self.create_task(self._read(api_call, params, events), "connection")
+            self._lets_wind_up(reader)
+            is_whole = False
             try:
-                async with asyncio.timeout(self._stage.timeout_secs):
-                    stream = await api_call(**params)
-                async with stream:
-                    async for event in stream:
-                        self._receiving = event.type != "message_stop"
-                        yield event
-                if self._receiving:
-                    raise ConnectionError("it broke off")
+                while not is_whole:
+                    event = await events.get()
+                    if isinstance(event, Exception):
+                        raise event
+                    is_whole = event.type == "message_stop"
+                    self._receiving = not is_whole
+                    yield event
                 return
             except _TIMEOUTS as error:
                 raise TimeoutError from error  # of the SDK's, Pipecat reports only some
@@ -321,6 +390,32 @@ class AnthropicLLM(AnthropicLLMService):
                 restarted = await self._locate(dropped_url=url) != url
                 if not restarted and not isinstance(error, APIConnectionError):
                     raise
+            finally:
+                if not is_whole:  # else the connection is as good as new when it is read out
+                    reader.cancel()
+
+    async def _read(
+        self, api_call: Callable[..., Any], params: dict[str, Any], events: asyncio.Queue[Any]
+    ) -> None:
+        """Read the events of one request; the last is an exception if it broke off."""
+        async with AsyncExitStack() as closing:
+            try:
+                async with asyncio.timeout(self._stage.timeout_secs):
+                    stream = await api_call(**params)
+                await closing.enter_async_context(stream)
+                letters = 0
+                async for event in stream:
+                    events.put_nowait(event)
+                    letters += len(getattr(getattr(event, "delta", None), "text", None) or "")
+                    if letters >= self._stage.max_speculative_tokens * _LETTERS_PER_TOKEN:
+                        await self._settled.wait()
+                events.put_nowait(ConnectionError("it broke off"))
+            except Exception as error:
+                events.put_nowait(error)
+
+    def _lets_wind_up(self, task: asyncio.Task[Any]) -> None:
+        self._winding_up.add(task)
+        task.add_done_callback(self._winding_up.discard)
 
     async def _locate(self, dropped_url: str | None = None) -> str:
         """Point the client to where the model is now."""

@@ -82,3 +82,13 @@ class WorksAhead(Protocol):
 
     def work_ahead(self) -> None:
         """Let what speculative answers bring out: a release gate further down holds it."""
+
+
+@runtime_checkable
+class SharesModel(Protocol):
+    """A stage that makes answers with a model which other sessions use, too."""
+
+    @property
+    def model_is_busy(self) -> bool:
+        """Whether the model works for somebody who waits."""
+        ...

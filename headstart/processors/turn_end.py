@@ -54,6 +54,7 @@ class TurnEnd:
         self._stopped = False
         self._patience_secs = silence_secs
         self._silent_secs = 0.0
+        self._voice_heard = False
         self._gave_up = False
 
     @property
@@ -65,6 +66,21 @@ class TurnEnd:
     def stops(self) -> int:
         """The number of the last VAD stop, from 1."""
         return self._stops
+
+    @property
+    def silent_secs(self) -> float:
+        """How long the user has been silent."""
+        return self._silent_secs
+
+    @property
+    def voice_heard(self) -> bool:
+        """Whether a voice seems to begin again, though the VAD is not sure of it."""
+        return self._voice_heard
+
+    @property
+    def due(self) -> Ending | None:
+        """Why the turn may end now, or None."""
+        return self._decide()
 
     def turn_started(self) -> None:
         """A turn has begun."""
@@ -88,10 +104,14 @@ class TurnEnd:
         self._speaking = True
         self._forget_stop()
 
+    def voice(self, *, heard: bool) -> None:
+        """The VAD's guess, before it is sure: a voice begins, or what did was none."""
+        self._voice_heard = heard
+
     def vad_stopped(self, stop_secs: float) -> Ending | None:
         """The user has been silent for `stop_secs`."""
         if self._speaking:
-            self._speaking = False
+            self._speaking = self._voice_heard = False
             self._stopped = True
             self._stops += 1
             self._outstanding += 1

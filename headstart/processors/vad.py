@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer, VADParams, VADState
+from pipecat.frames.frames import Frame, InputAudioRawFrame
 from pipecat.processors.audio.vad_processor import VADProcessor
-from pipecat.processors.frame_processor import FrameProcessorSetup
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pydantic import Field
 
 from headstart.engines import hub
 from headstart.engines.silero import WINDOW, SileroEngine, SileroOptions, SileroStream
+from headstart.frames import VoiceFrame
 from headstart.processors.audio import MODEL_RATE, Resampler, as_float
 from headstart.processors.settings import StageSettings
 
@@ -34,7 +38,10 @@ class VADSettings(StageSettings):
 
 
 class SileroVAD(VADProcessor):
-    """Broadcasts Pipecat's VAD frames; the model is shared by all sessions."""
+    """Broadcasts Pipecat's VAD frames; the model is shared by all sessions.
+
+    It also says when a voice may have begun or ended, before it is sure (`VoiceFrame`).
+    """
 
     def __init__(self, settings: VADSettings | None = None, **kwargs: Any) -> None:
         """Make the stage; its engine is fetched when the pipeline sets up."""
@@ -48,8 +55,14 @@ class SileroVAD(VADProcessor):
             )
         )
         super().__init__(
-            vad_analyzer=self._analyzer, audio_idle_timeout=settings.audio_idle_secs, **kwargs
+            vad_analyzer=self._analyzer,
+            audio_idle_timeout=settings.audio_idle_secs,
+            # It only listens and passes on, in order: a queue and a task of its own would be waste.
+            enable_direct_mode=True,
+            **kwargs,
         )
+        self._voice_heard = False
+        self._waiting: list[InputAudioRawFrame] = []
 
     @classmethod
     def required_assets(cls, settings: VADSettings) -> tuple[str, ...]:
@@ -66,9 +79,50 @@ class SileroVAD(VADProcessor):
         await super().setup(setup)
         self._analyzer.use(await hub.shared.get(SileroEngine, SileroOptions()))
 
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Listen, and say what changes; audio goes on when the model has something to look at."""
+        if isinstance(frame, InputAudioRawFrame):
+            self._waiting.append(frame)
+            if sum(map(_secs, self._waiting)) < self._analyzer.lacks_secs - _ROUNDING_SECS:
+                return
+            frame = _joined(self._waiting)
+            self._waiting = []
+        await super().process_frame(frame, direction)
+        if self._analyzer.hears_voice is not self._voice_heard:
+            self._voice_heard = self._analyzer.hears_voice
+            await self.push_frame(VoiceFrame(self._voice_heard))
+
+
+def _secs(frame: InputAudioRawFrame) -> float:
+    return frame.num_frames / frame.sample_rate
+
+
+def _joined(frames: Sequence[InputAudioRawFrame]) -> InputAudioRawFrame:
+    """One frame in place of several of one stream."""
+    first = frames[0]
+    if len(frames) == 1:
+        return first
+    joined = replace(first, audio=b"".join(frame.audio for frame in frames))
+    joined.pts, joined.metadata = first.pts, first.metadata
+    joined.transport_source = first.transport_source
+    return joined
+
+
+_CALM_WINDOWS = 32
+"""About 1 s."""
+_MOST_WINDOWS = 4
+"""A run of the model on several windows costs little more than on one."""
+_ROUNDING_SECS = 1e-6
+_BYTES_A_SEC = 2 * MODEL_RATE
+
 
 class _Analyzer(VADAnalyzer):
-    """Pipecat's start and stop rules over our model, which runs on the engine's thread."""
+    """Pipecat's start and stop rules over our model, which runs on the engine's thread.
+
+    When nobody has spoken for a while, windows wait for each other, but for no more than it
+    takes for a start: that is confirmed with the same window as if each had been looked at
+    when it came.
+    """
 
     _engine: SileroEngine
     _stream: SileroStream
@@ -76,6 +130,7 @@ class _Analyzer(VADAnalyzer):
 
     def __init__(self, params: VADParams) -> None:
         super().__init__(params=params)
+        self._calm_windows = 0
 
     def use(self, engine: SileroEngine) -> None:
         self._engine = engine
@@ -90,13 +145,30 @@ class _Analyzer(VADAnalyzer):
 
     async def analyze_audio(self, buffer: bytes) -> VADState:
         self._vad_buffer += self._resample(buffer).tobytes()
-        if len(self._vad_buffer) < self._vad_frames_num_bytes:
+        if len(self._vad_buffer) < self._windows_wanted() * self._vad_frames_num_bytes:
             return self._vad_state
         return await self._engine.run(partial(self._run_analyzer, b""))
 
+    @property
+    def lacks_secs(self) -> float:
+        """How much more audio the model waits for, in seconds."""
+        return self._windows_wanted() * WINDOW / MODEL_RATE - len(self._vad_buffer) / _BYTES_A_SEC
+
+    @property
+    def hears_voice(self) -> bool:
+        """Whether the newest window sounds like a voice."""
+        return self._vad_state in (VADState.STARTING, VADState.SPEAKING)
+
+    def _windows_wanted(self) -> int:
+        if self._vad_state is not VADState.QUIET or self._calm_windows < _CALM_WINDOWS:
+            return 1
+        return max(1, min(self._vad_start_frames, _MOST_WINDOWS))
+
     def voice_confidence(self, buffer: bytes) -> float:
+        quiet = self._vad_state == VADState.QUIET
+        self._calm_windows = self._calm_windows + 1 if quiet else 0
         window = as_float(np.frombuffer(buffer, dtype=np.int16))
-        return self._stream.probability(window, quiet=self._vad_state == VADState.QUIET)
+        return self._stream.probability(window, quiet=quiet)
 
     def _get_smoothed_volume(self, audio: bytes) -> float:
         # Measuring loudness costs more than the model does.

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+import time
 import uuid
 from collections.abc import Callable
 from typing import Literal, Self
@@ -31,6 +32,8 @@ from headstart.testing.deepgram_connection import (
     punctuated,
 )
 from headstart.testing.deepgram_faults import Faults, Served
+from headstart.testing.deepgram_flux import FluxConnection, objection
+from headstart.testing.delays import Delays
 
 __all__ = ["DeepgramServer", "Faults", "Served"]
 
@@ -38,7 +41,9 @@ _LEAST_SECS = 0.1
 
 
 class DeepgramServer:
-    """`/v1/listen` over WebSocket and as a request, on one port. An async context manager.
+    """`/v1/listen` over WebSocket and as a request, and Flux's `/v2/listen`, on one port.
+
+    An async context manager.
 
     The real service's interim results come about twice a second of audio, and so do these.
     """
@@ -52,6 +57,7 @@ class DeepgramServer:
         idle_timeout_secs: float = 10.0,
         delay_secs: tuple[float, float] = (0.0, 0.0),
         seed: int = 0,
+        transcript: Delays | None = None,
     ) -> None:
         """Prepare; entering the context starts it.
 
@@ -62,14 +68,23 @@ class DeepgramServer:
             idle_timeout_secs: A connection that sends nothing for so long is closed (NET-0001).
             delay_secs: Least and most that a message is late, drawn at random.
             seed: Of those draws.
+            transcript: How late the words of a stream are, counted from the audio or the
+                `Finalize` that they answer, the local recogniser's own time included.
         """
         self._host, self._port = host, port
         self._key = key
         self._delay_secs = delay_secs
         self._random = random.Random(seed)
+        self._transcript = transcript
         self._faults: list[tuple[Faults, int]] = []
         self._changed = asyncio.Condition()
-        self._services = Services(self._recognise, self._wait, self.notify, idle_timeout_secs)
+        self._services = Services(
+            self._recognise,
+            self._wait,
+            self.notify,
+            idle_timeout_secs,
+            ahead=transcript is not None,
+        )
         self.served: list[Served] = []
         """Every connection and request, oldest first."""
 
@@ -110,6 +125,7 @@ class DeepgramServer:
         self._engine = await hub.shared.get(WhisperEngine, WhisperOptions())
         app = web.Application(client_max_size=256 * 2**20)
         app.router.add_get("/v1/listen", self._listen)
+        app.router.add_get("/v2/listen", self._listen)
         app.router.add_post("/v1/listen", self._transcribe)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
@@ -150,6 +166,8 @@ class DeepgramServer:
                     f"this server takes linear16 at 8000 to 48000 Hz, not {encoding} at {rate}",
                     request_id,
                 )
+            if request.path == "/v2/listen" and (reason := objection(served.query)) is not None:
+                raise _error(400, "Bad Request", reason, request_id)
 
     def _next_faults(self, on: Literal["stream", "rest"]) -> Faults:
         for at, (faults, times) in enumerate(self._faults):
@@ -173,7 +191,7 @@ class DeepgramServer:
         mono = samples.mean(axis=1)
         served.audio_secs = len(mono) / rate
         hypothesis = await self._recognise(mono, rate)
-        await self._wait(faults)
+        await self._wait(faults, time.monotonic())
         loud = np.flatnonzero(np.abs(mono) > 0.01)
         first, last = (loud[0] / rate, loud[-1] / rate) if len(loud) else (0.0, len(mono) / rate)
         listed = messages.words(
@@ -191,8 +209,11 @@ class DeepgramServer:
             samples = soxr.resample(samples, rate, MODEL_RATE)
         return await recognise(self._engine, (samples * 32767).astype(np.int16))
 
-    async def _wait(self, faults: Faults) -> None:
-        await asyncio.sleep(faults.slow_secs + self._random.uniform(*self._delay_secs))
+    async def _wait(self, faults: Faults, asked: float, words: str = "") -> None:
+        secs = faults.slow_secs + self._random.uniform(*self._delay_secs)
+        if words and self._transcript is not None:
+            secs += max(0.0, asked + self._transcript.draw_secs(words) - time.monotonic())
+        await asyncio.sleep(secs)
 
     # -- streams
 
@@ -207,7 +228,8 @@ class DeepgramServer:
             raise web.HTTPServiceUnavailable from None
         served.open = True
         await self.notify()
-        connection = Connection(request, socket, served, faults, self._services)
+        kind = FluxConnection if request.path == "/v2/listen" else Connection
+        connection = kind(request, socket, served, faults, self._services)
         try:
             await connection.run()
         finally:

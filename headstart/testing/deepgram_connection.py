@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from headstart.engines.hypothesis import Hypothesis
 from headstart.testing import deepgram_messages as messages
 from headstart.testing.deepgram_faults import Faults, Served
-from headstart.testing.deepgram_stream import Due, Kind, Pace, Stream
+from headstart.testing.deepgram_stream import FADE_SECS, Due, Kind, Pace, Stream
 
 DEFAULT_RATE = 16000
 """Samples a second, where the client does not say."""
@@ -28,11 +29,13 @@ class Services:
     """What a connection needs of its server."""
 
     recognise: Callable[[NDArray[np.float32], int], Awaitable[Hypothesis]]
-    wait: Callable[[Faults], Awaitable[None]]
-    """Before each message."""
+    wait: Callable[[Faults, float, str], Awaitable[None]]
+    """Before each message: when it was asked for (`time.monotonic`), and its words, if any."""
     notify: Callable[[], Awaitable[None]]
     """Something was sent."""
     idle_timeout_secs: float
+    ahead: bool = False
+    """Recognise what was said as soon as the voice fades, so that it is there when asked for."""
 
 
 class Connection:
@@ -57,9 +60,11 @@ class Connection:
         self._interims = last(served.query, "interim_results", "false") == "true"
         self._events = last(served.query, "vad_events", "false") == "true"
         self._stream = Stream(self._rate, _pace(served.query))
-        self._inbox: asyncio.Queue[bytes | str | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[float, bytes | str] | None] = asyncio.Queue()
+        self._asked = 0.0  # when what is being answered came in
         self._chunks = 0
         self._interim_due = False
+        self._understood = (0.0, 0.0, Hypothesis())  # from, until, what
 
     async def run(self) -> None:
         """Serve the connection to its end."""
@@ -86,14 +91,14 @@ class Connection:
             await self._services.notify()
             if message.type is WSMsgType.BINARY:
                 if not message.data:
-                    self._inbox.put_nowait('{"type": "CloseStream"}')
+                    self._inbox.put_nowait((time.monotonic(), '{"type": "CloseStream"}'))
                 elif self._cut_off(message.data):
                     cut(self._request)
                     break
                 else:
-                    self._inbox.put_nowait(message.data)
+                    self._inbox.put_nowait((time.monotonic(), message.data))
             elif message.type is WSMsgType.TEXT:
-                self._inbox.put_nowait(message.data)
+                self._inbox.put_nowait((time.monotonic(), message.data))
             else:
                 break
         self._inbox.put_nowait(None)
@@ -108,23 +113,29 @@ class Connection:
 
     async def _work(self) -> None:
         """Answer what was queued, in order."""
-        while (message := await self._inbox.get()) is not None:
+        while (item := await self._inbox.get()) is not None:
+            self._asked, message = item
             if isinstance(message, bytes):
                 await self._hear(message)
                 # A recogniser that has fallen behind skips what will be replaced anyway.
                 if self._interim_due and self._inbox.empty():
                     self._interim_due = False
                     await self._answer(self._stream.interim())
+                elif self._services.ahead and self._stream.fading and self._inbox.empty():
+                    await self._understand(self._stream.interim())
             elif not await self._obey(message):
                 break
 
-    async def _hear(self, pcm: bytes) -> None:
+    async def _decode(self, pcm: bytes) -> NDArray[np.float32]:
         if len(pcm) % 2:
             await self._socket.close(
                 code=WSCloseCode.POLICY_VIOLATION, message=messages.UNDECODABLE_REASON.encode()
             )
-            return
-        samples = np.frombuffer(pcm, np.int16).astype(np.float32) / np.float32(32768)
+            pcm = b""
+        return np.frombuffer(pcm, np.int16).astype(np.float32) / np.float32(32768)
+
+    async def _hear(self, pcm: bytes) -> None:
+        samples = await self._decode(pcm)
         more = True
         while more:
             dues = self._stream.feed(samples)
@@ -169,9 +180,7 @@ class Connection:
         final = due.kind is Kind.FINAL
         hypothesis, first, last = Hypothesis(), *self._stream.sound()
         if due.speech:
-            hypothesis = await self._services.recognise(
-                self._stream.audio(due.until_secs), self._rate
-            )
+            hypothesis = await self._understand(due)
         if final:
             self._interim_due = False
             self._stream.settle(due)
@@ -190,14 +199,24 @@ class Connection:
                 is_final=final,
                 speech_final=due.speech_final or due.from_finalize,
                 from_finalize=due.from_finalize and not final_of_stream,
-            )
+            ),
+            hypothesis.text,
         )
 
-    async def _say(self, message: dict[str, Any]) -> None:
+    async def _understand(self, due: Due) -> Hypothesis:
+        start, until, hypothesis = self._understood
+        heard = start == due.start_secs and due.last_sound_secs + FADE_SECS <= until
+        if not (self._services.ahead and heard and until <= due.until_secs):
+            audio = self._stream.audio(due.until_secs)
+            hypothesis = await self._services.recognise(audio, self._rate)
+            self._understood = (due.start_secs, due.until_secs, hypothesis)
+        return hypothesis
+
+    async def _say(self, message: dict[str, Any], words: str = "") -> None:
         stall = self._faults.stall_after_secs
         if stall is not None and self._served.audio_secs >= stall:
             return
-        await self._services.wait(self._faults)
+        await self._services.wait(self._faults, self._asked, words)
         if not self._socket.closed:
             try:
                 await self._socket.send_json(message)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 _FRAME_SECS = 0.02
 _LOUD = 10 ** (-45 / 20)
 """Root mean square above which a frame counts as sound."""
+FADE_SECS = 0.06
+"""Silence after which all that is needed for the last word has probably been heard."""
 _LEAST_ENDPOINTING_SECS = 0.2
 """A gate on loudness cannot tell a pause from a stop consonant faster than that; the real
 service can, and takes 10 ms."""
@@ -88,6 +90,12 @@ class Stream:
     def start_secs(self) -> float:
         """Where what is not final begins."""
         return self._start / self._rate
+
+    @property
+    def fading(self) -> bool:
+        """There was a voice, and it has just gone."""
+        silent_since = self._last_sound or 0.0
+        return self._first_sound is not None and self.heard_secs - silent_since >= FADE_SECS
 
     def audio(self, until_secs: float) -> NDArray[np.float32]:
         """What is not final, up to a time."""

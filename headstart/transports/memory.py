@@ -103,6 +103,11 @@ class MemoryInput(BaseInputTransport):
         await super().start(frame)
         await self.set_transport_ready(frame)
 
+    async def push_audio_frame(self, frame: InputAudioRawFrame) -> None:
+        """Push a frame on at once: there is no filter, for which Pipecat keeps a queue here."""
+        if not self._paused:
+            await self.push_frame(frame)
+
     async def take(self, audio: bytes) -> None:
         """Pass `audio` (mono 16-bit PCM at the input rate), which has just ended, on."""
         if len(audio) % _SAMPLE_BYTES:

@@ -72,6 +72,11 @@ class Recording:
         self.out_sample_rate = played.sample_rate
         self.bot.append((played.start_sample, np.frombuffer(played.audio, np.int16)))
 
+    @property
+    def user_secs(self) -> float:
+        """How long the conversation has lasted: the user's side has no gaps."""
+        return sum(map(len, self.user)) / self.in_sample_rate
+
     def bot_speech(self) -> Samples:
         """The bot alone, gaps closed up: shape (samples,) at the output rate."""
         return np.concatenate([np.zeros(0, np.int16), *(samples for _, samples in self.bot)])
@@ -182,7 +187,8 @@ class WavInput(MemoryInput):
             self._utterance = self._utterance[size:]
             if len(now) and start_secs is None:
                 start_secs = taken / self.sample_rate
-            samples = np.pad(now, (0, size - len(now)))
+            samples = np.zeros(size, np.int16)
+            samples[: len(now)] = now
             taken += size
             due_ns = zero_ns + taken * 10**9 // self.sample_rate
             await asyncio.sleep(max(0, due_ns - clock.get_time()) / 1e9)

@@ -17,7 +17,7 @@ from headstart.engines.kokoro.measure import Measurement, measure
 from headstart.engines.kokoro.onnx import OnnxKokoro
 from headstart.engines.kokoro.voices import Voices
 
-_VERSION = 1
+_VERSION = 2
 """Of the engines, for the memory: what was measured with others does not count."""
 _KEEPS_UP = 0.9
 """Real-time factor up to which a runtime is trusted to play without stopping."""
@@ -34,6 +34,9 @@ class Choice:
 def load_best(model: Path, voices: Voices, *, threads: int, memory: Path) -> Backend:
     """The runtime that lets the user hear the first word sooner, and keeps up.
 
+    torch is measured, for four seconds at most; onnx only where torch does not keep up. A
+    choice that may be due to other programs' work is not remembered.
+
     Args:
         model: The ONNX export.
         voices: To speak with while measuring.
@@ -41,22 +44,26 @@ def load_best(model: Path, voices: Voices, *, threads: int, memory: Path) -> Bac
         memory: File in which earlier choices are kept.
     """
     if not _torch_is_installed():
-        logger.info("Kokoro: onnx, because torch or kokoro is not installed")
+        logger.info("Kokoro: onnx, because torch is not installed")
         return OnnxKokoro(model, threads=threads)
     key = f"v{_VERSION} {platform.processor() or platform.machine()} {os.cpu_count()} x{threads}"
     choice = _remembered(memory, key)
     if choice:
         logger.info(f"Kokoro: {choice.engine}, because {choice.reason}")
         return load(choice.engine, model, threads=threads)
-    backends = [load(name, model, threads=threads) for name in ("onnx", "torch")]
-    figures = [measure(backend, voices) for backend in backends]
-    choice = decide(*figures)
+    torch = load("torch", model, threads=threads)
+    figures = {"torch": measure(torch, voices)}
+    if figures["torch"].real_time_factor <= _KEEPS_UP:
+        best, choice = torch, decide(figures)
+    else:
+        onnx = load("onnx", model, threads=threads)
+        figures["onnx"] = measure(onnx, voices)
+        choice = decide(figures)
+        best, other = (torch, onnx) if choice.engine == "torch" else (onnx, torch)
+        other.close()
     logger.info(f"Kokoro: {choice.engine}, because {choice.reason}")
-    _remember(memory, key, choice)
-    best = backends[choice.engine == "torch"]
-    for backend in backends:
-        if backend is not best:
-            backend.close()
+    if choice.engine == "torch" or not _busy():
+        _remember(memory, key, choice)
     return best
 
 
@@ -70,21 +77,31 @@ def load(name: str, model: Path, *, threads: int) -> Backend:
     return TorchKokoro(original_checkpoint() or model, threads=threads)
 
 
-def decide(onnx: Measurement, torch: Measurement) -> Choice:
-    """The one that is heard first, unless it cannot keep up and the other can."""
-    figures = ", ".join(
+def decide(figures: dict[str, Measurement]) -> Choice:
+    """torch, which is heard first, unless it does not keep up and onnx does it better.
+
+    Args:
+        figures: By engine: of torch, and of onnx unless torch is good enough.
+    """
+    reason = ", ".join(
         f"{name} is heard after {m.first_ms:.0f} ms at {m.real_time_factor:.2f} of real time"
-        for name, m in (("onnx", onnx), ("torch", torch))
+        for name, m in figures.items()
     )
-    if torch.real_time_factor > max(_KEEPS_UP, onnx.real_time_factor):
-        return Choice("onnx", f"torch does not keep up here: {figures}")
-    if torch.first_ms < onnx.first_ms:
-        return Choice("torch", f"it is heard first: {figures}")
-    return Choice("onnx", f"it is heard first: {figures}")
+    torch, onnx = figures["torch"], figures.get("onnx")
+    if onnx is None or torch.real_time_factor <= _KEEPS_UP:
+        return Choice("torch", f"it keeps up here: {reason}")
+    if onnx.real_time_factor < torch.real_time_factor or onnx.first_ms < torch.first_ms:
+        return Choice("onnx", f"torch does not keep up here: {reason}")
+    return Choice("torch", f"neither keeps up here: {reason}")
+
+
+def _busy() -> bool:
+    """Whether other programs were using the processor, so that figures say little."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
 def _torch_is_installed() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "kokoro"))
+    return importlib.util.find_spec("torch") is not None
 
 
 def _remembered(memory: Path, key: str) -> Choice | None:

@@ -22,12 +22,15 @@ from headstart.engines.kokoro.phonemes import Clause, Phonemizer
 from headstart.engines.kokoro.silence import SAMPLE_RATE, pause_after
 from headstart.engines.kokoro.voices import Voices
 from headstart.engines.queue import InferenceQueue, QueueStatistics, Ticket
+from headstart.engines.workload import Workload
 from headstart.errors import EngineError, UsageError
 
 MODEL = "kokoro-v1.0"
 VOICES = "kokoro-voices"
 
 _SLOWEST, _FASTEST = 0.5, 2.0
+_CAPACITY = 256
+"""Clauses that may wait: a hundred sessions that all speak at once, and then some."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class KokoroEngine(Engine):
         self._backend = backend
         self._voices = voices
         self._phonemizer = Phonemizer()
-        self._queue = InferenceQueue("kokoro")
+        self._queue = InferenceQueue("kokoro", capacity=_CAPACITY)
+        self.workload = Workload()
 
     @classmethod
     def load(cls, options: KokoroOptions) -> Self:
@@ -119,8 +123,8 @@ class KokoroEngine(Engine):
     ) -> AsyncGenerator[NDArray[np.float32]]:
         """Speak `text`; yields audio (mono, 24 kHz, shape (samples,)) as it is made.
 
-        Text without a letter or digit yields nothing. Leaving the loop early stops the
-        computation at once.
+        Text without a letter or digit yields nothing. Leaving the loop early, or cancelling
+        the ticket, stops the computation inside the clause.
 
         Raises:
             UsageError: No such voice, a bad speed, or text in a foreign script.
@@ -144,13 +148,14 @@ class KokoroEngine(Engine):
     ) -> AsyncGenerator[Speech]:
         """As `speak`, with the times of the words. Raises the same."""
         self.check(voice, speed)
-        abort = Abort()
+        abort, ticket = Abort(), ticket or Ticket()
         try:
-            async with aclosing(
-                self._queue.stream(lambda: self._pieces(text, voice, speed, abort), ticket)
-            ) as pieces:
-                async for piece in pieces:
-                    yield piece
+            with self.workload.holding(ticket), ticket.on_cancel(abort.request):
+                async with aclosing(
+                    self._queue.stream(lambda: self._pieces(text, voice, speed, abort), ticket)
+                ) as pieces:
+                    async for piece in pieces:
+                        yield piece
         finally:
             abort.request()
 

@@ -1,7 +1,12 @@
-"""Kokoro's front end: from phonemes to what the generator turns into sound, a clause at a time."""
+"""Kokoro's front end: what a clause shall sound like, before any of it is sound.
+
+The parameters are those of `kokoro.KModel`, and so is the result; what is computed side by
+side is chosen for a CPU with two cores.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
+from headstart.engines.kokoro.albert import Albert, Linear
 from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.decoder import Decoder
+from headstart.engines.kokoro.layers import Block, Conv, Styles
+from headstart.engines.kokoro.pair import Pair
+from headstart.engines.kokoro.source import Source
+from headstart.engines.kokoro.weights import under
+
+_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -19,58 +33,144 @@ class Front:
 
     durations: NDArray[np.int64]
     """Frames of 25 ms, for the start mark, each phoneme, and the end mark."""
+    pitch: Tensor
+    """In Hz, every 12.5 ms; shape (frames,)."""
+    energy: Tensor
+    """Every 12.5 ms; shape (frames,)."""
     x: Tensor
-    """Input of the generator, shape (1, 512, frames of 12.5 ms)."""
+    """Input of the generator, every 12.5 ms; shape (frames, 512)."""
     source: Tensor
-    """Spectrum of the harmonic source, shape (1, 22, 60 * frames + 1)."""
+    """Spectrum of the harmonic source, shape (60 * frames + 1, 22)."""
     style: Tensor
     """Of the voice, for the generator; shape (1, 128)."""
 
 
-def front_end(
-    model: Any,
-    tokens: NDArray[np.int64],
-    style: NDArray[np.float32],
-    speed: float,
-    abort: Abort,
-) -> Front:
-    """Everything that `KModel.forward_with_tokens` does before the generator.
+class FrontEnd:
+    """ALBERT, text encoder, the predictors of duration, pitch and energy, and the decoder."""
 
-    Args:
-        model: A `kokoro.KModel`.
-        tokens: Of the phonemes, shape (phonemes,).
-        style: Shape (1, 256).
-        speed: 1 is the voice's own.
-        abort: Checked between the steps.
+    def __init__(self, weights: Mapping[str, Tensor], pair: Pair) -> None:
+        """Take the weights.
 
-    Raises:
-        AbortedError: The result is no longer wanted.
-    """
-    ids = torch.from_numpy(np.concatenate([[0], tokens, [0]]))[None]
-    length = torch.tensor([ids.shape[1]])
-    mask = torch.zeros(ids.shape, dtype=torch.bool)
-    sound, prosody = torch.from_numpy(style).chunk(2, dim=1)
-    predictor, decoder = model.predictor, model.decoder
+        Args:
+            weights: Parameters of `KModel` by name.
+            pair: Shares the work.
+        """
+        self._pair = pair
+        self._albert = Albert(weights, pair)
+        self._meaning = Linear(weights, "bert_encoder")
+        self._embedding = weights["text_encoder.embedding.weight"]
+        self._text_convs = [Conv.of(weights, f"text_encoder.cnn.{n}.0") for n in range(3)]
+        self._text_norms = [
+            (weights[f"text_encoder.cnn.{n}.1.gamma"], weights[f"text_encoder.cnn.{n}.1.beta"])
+            for n in range(3)
+        ]
+        self._lstms = {
+            name: (_lstm_weights(weights, name, ""), _lstm_weights(weights, name, "_reverse"))
+            for name in (
+                "text_encoder.lstm",
+                *(f"predictor.text_encoder.lstms.{n}" for n in (0, 2, 4)),
+                "predictor.lstm",
+                "predictor.shared",
+            )
+        }
+        self._duration = Linear(weights, "predictor.duration_proj.linear_layer")
+        self._curves = {
+            curve: [Block(weights, f"predictor.{curve}.{n}") for n in range(3)]
+            for curve in ("F0", "N")
+        }
+        self._ends = {curve: Linear(weights, f"predictor.{curve}_proj") for curve in ("F0", "N")}
+        self._decoder = Decoder(under("decoder.", weights), pair)
+        self._source = Source(under("decoder.generator.m_source.", weights))
+        blocks = [block for curve in self._curves.values() for block in curve]
+        self._styles = Styles(
+            weights,
+            [f"predictor.text_encoder.lstms.{n}" for n in (1, 3, 5)]
+            + [norm for block in blocks for norm in block.norms],
+        )
 
-    meaning = model.bert_encoder(model.bert(ids)).transpose(-1, -2)
-    abort.check()
-    hidden = predictor.text_encoder(meaning, prosody, length, mask)
-    logits = predictor.duration_proj(predictor.lstm(hidden)[0])
-    durations = torch.round(torch.sigmoid(logits).sum(-1)[0] / speed).clamp(min=1).long()
-    # Each phoneme's columns, repeated for as many frames as it lasts.
-    spread = torch.repeat_interleave(torch.arange(ids.shape[1]), durations)
-    pitch, energy = predictor.F0Ntrain(hidden.transpose(-1, -2)[:, :, spread], prosody)
-    abort.check()
-    text = model.text_encoder(ids, length, mask)[:, :, spread]
+    def __call__(
+        self, tokens: NDArray[np.int64], style: NDArray[np.float32], speed: float, abort: Abort
+    ) -> Front:
+        """Everything that `KModel.forward_with_tokens` does before the generator.
 
-    curves = [decoder.F0_conv(pitch.unsqueeze(1)), decoder.N_conv(energy.unsqueeze(1))]
-    x = decoder.encode(torch.cat([text, *curves], 1), sound)
-    aside = [decoder.asr_res(text), *curves]
-    for block in decoder.decode:
+        Args:
+            tokens: Of the phonemes, shape (phonemes,).
+            style: Shape (1, 256).
+            speed: 1 is the voice's own.
+            abort: Checked between the steps.
+
+        Raises:
+            AbortedError: The result is no longer wanted.
+        """
+        ids = torch.from_numpy(np.concatenate([[0], tokens, [0]]))
+        sound, prosody = torch.from_numpy(style).chunk(2, dim=1)
+        styles = self._styles(prosody)
+        meaning = self._meaning(self._albert(ids, abort))
+        hidden = self._with_style(meaning, styles, prosody, abort)
+        logits = self._duration(self._lstm("predictor.lstm", hidden))
+        durations = torch.round(torch.sigmoid(logits).sum(-1) / speed).clamp(min=1).long()
+        # Each phoneme's row, repeated for as many frames as it lasts.
+        spread = torch.repeat_interleave(torch.arange(len(ids)), durations)
         abort.check()
-        x = block(torch.cat([x, *aside], 1), sound)
+        shared = self._lstm("predictor.shared", hidden[spread])
+        pitch, energy = self._pair.both(
+            lambda: self._curve("F0", shared, styles), lambda: self._curve("N", shared, styles)
+        )
+        abort.check()
+        text = self._text(ids)[spread]
+        source = self._pair.start(lambda: self._source(pitch))
+        x = self._decoder(text, pitch, energy, sound, abort)
+        return Front(durations.numpy(), pitch, energy, x, source.result(), sound)
 
-    generator = decoder.generator
-    wave = generator.m_source(generator.f0_upsamp(pitch[:, None]).transpose(1, 2))[0]
-    source = torch.cat(generator.stft.transform(wave.transpose(1, 2).squeeze(1)), 1)
-    return Front(durations.numpy(), x, source, sound)
+    def _text(self, ids: Tensor) -> Tensor:
+        value = self._embedding[ids]
+        for conv, (gain, offset) in zip(self._text_convs, self._text_norms, strict=True):
+            value = conv(functional.pad(value, (0, 0, conv.reach, conv.reach)))
+            value = functional.layer_norm(value, gain.shape, gain, offset, _EPSILON)
+            value = functional.leaky_relu_(value, 0.2)
+        return self._lstm("text_encoder.lstm", value)
+
+    def _with_style(
+        self, value: Tensor, styles: dict[str, tuple[Tensor, Tensor]], prosody: Tensor, abort: Abort
+    ) -> Tensor:
+        """Three rounds of LSTM and norm; the style stands beside each phoneme."""
+        beside = prosody.expand(len(value), -1)
+        value = torch.cat([value, beside], 1)
+        for round_ in range(3):
+            abort.check()
+            name = "predictor.text_encoder.lstms."
+            value = self._lstm(f"{name}{2 * round_}", value)
+            value = functional.layer_norm(value, value.shape[1:], eps=_EPSILON)
+            gain, offset = styles[f"{name}{2 * round_ + 1}"]
+            value = torch.cat([torch.addcmul(offset, value, gain), beside], 1)
+        return value
+
+    def _curve(self, curve: str, value: Tensor, styles: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """Pitch or energy, every 12.5 ms."""
+        for block in self._curves[curve]:
+            value = block(value, styles)
+        return self._ends[curve](value)[:, 0]
+
+    def _lstm(self, name: str, value: Tensor) -> Tensor:
+        """Both directions at the same time."""
+        forth, back = self._lstms[name]
+        there, again = self._pair.both(
+            lambda: _one_way(value, forth), lambda: _one_way(value.flip(0), back).flip(0)
+        )
+        return torch.cat([there, again], 1)
+
+
+def _lstm_weights(weights: Mapping[str, Tensor], name: str, direction: str) -> list[Tensor]:
+    return [
+        weights[f"{name}.{kind}_l0{direction}"]
+        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    ]
+
+
+def _one_way(value: Tensor, weights: list[Tensor]) -> Tensor:
+    start = value.new_zeros(1, 1, weights[1].shape[1])
+    result: Any = torch.lstm(
+        value[:, None], (start, start), weights, True, 1, 0.0, False, False, False
+    )
+    output: Tensor = result[0][:, 0]
+    return output

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 FRAME_SECS = 0.0125
 
-_FIRST = 20
-"""Frames of the first chunk: 250 ms, part of it silence that is cut off."""
-_SIZES = (16, 24, 32, 48, 64, 96)
-"""Frames of a chunk. Few, because torch prepares its convolutions anew for every size."""
-_OVERLAP = 7.0
-"""What the context around a chunk costs, in frames."""
+_FIRST = 16
+"""Frames of the first chunk: 200 ms, part of it silence that is cut off."""
+_LEAST, _MOST = 16, 96
+"""Frames of a later chunk."""
+_FIXED = 3.0
+"""What a chunk costs whatever its length, in frames."""
 _MARGIN = 1.3
 """How much slower than expected a chunk may be."""
 
@@ -26,9 +26,9 @@ class Pace:
 
     def measured(self, frames: int, secs: float) -> None:
         """A chunk of so many frames took so long."""
-        change = secs / (frames + _OVERLAP) - self.frame_secs
+        change = secs / (frames + _FIXED) - self.frame_secs
         # Bad news counts at once, good news slowly: a gap is worse than a late beginning.
-        self.frame_secs += (0.5 if change > 0 else 0.1) * change
+        self.frame_secs += (0.5 if change > 0 else 0.2) * change
 
     def next_chunk(self, begin: int, end: int, ahead_secs: float | None) -> int:
         """Where the chunk ends that begins at frame `begin` of a clause that ends at `end`.
@@ -41,21 +41,24 @@ class Pace:
         left = end - begin
         frames, affordable = _FIRST, float(left)
         if ahead_secs is not None:
-            affordable = ahead_secs / (self.frame_secs * _MARGIN) - _OVERLAP
-            frames = max((size for size in _SIZES if size <= affordable), default=_SIZES[0])
-        # Rather no last chunk that costs more for its context than for itself, if time allows.
-        if left - frames < _SIZES[0] and left <= affordable:
+            affordable = ahead_secs / (self.frame_secs * _MARGIN) - _FIXED
+            frames = min(max(int(affordable), _LEAST), _MOST)
+        # Rather no last chunk that costs more than it is worth, if time allows.
+        if left - frames < _LEAST and left <= affordable:
             return end
         return begin + min(frames, left)
 
     def may_start(self, held_secs: float, left: int) -> bool:
         """Whether playback may begin with so much audio while `left` frames are to be made.
 
-        Where frames are made faster than they are played, always; on a slower machine when
-        what is held covers what the rest will be late.
+        What is held has to last until the next chunk is there; and, where frames are made more
+        slowly than they are played, to cover what the rest will be late.
         """
-        late_secs = left * (self.frame_secs * _MARGIN - FRAME_SECS)
-        return held_secs >= late_secs
+        if left <= 0:
+            return True
+        frame_secs = self.frame_secs * _MARGIN
+        next_secs = (min(left, _LEAST) + _FIXED) * frame_secs
+        return held_secs >= max(next_secs, left * (frame_secs - FRAME_SECS))
 
 
 class Playback:

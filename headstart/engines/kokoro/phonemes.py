@@ -125,6 +125,10 @@ class Phonemizer:
                     f"{language.name} voices need more packages ({error.name} is missing): "
                     f'pip install "misaki[{language.extra or "en"}]"'
                 ) from error
+            except RuntimeError as error:  # MeCab, which Japanese needs, found no dictionary
+                raise EngineError(
+                    f"{language.name} voices need a dictionary: python -m unidic download"
+                ) from error
         return self._converters[letter]
 
 

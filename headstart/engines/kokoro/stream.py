@@ -1,44 +1,41 @@
-"""Kokoro's generator in chunks: the sound of a clause from its front end's output, piece by piece.
+"""Kokoro's generator in pieces: the sound of a clause from its decoder's output.
 
 The generator (an iSTFTNet: Kaneko et al. 2022, "iSTFTNet: Fast and Lightweight Mel-Spectrogram
 Vocoder"; as in StyleTTS 2, Li et al. 2023) looks at the whole clause at once only in its
-instance norms. With their statistics given, all else is convolution, and a chunk needs no
-more than a few frames of context to come out as the whole clause would.
-
-Two things make it quick on a CPU: channels lie side by side in memory, which convolutions of
-this size like better, and norm and activation are folded into four passes.
+instance norms. With their statistics given, all else is convolution: piece by piece comes out
+what the whole clause would be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.front import Front
+from headstart.engines.kokoro.layers import Conv, Flow, Styles, folded
+from headstart.engines.kokoro.pair import Pair
+from headstart.engines.kokoro.source import FRAME, HOP, N_FFT
 
-FRAME = 300
-"""Samples in one frame of the generator's input: 12.5 ms. Two make a frame of duration."""
+_LOOKAHEAD = 8
+"""Frames of 12.5 ms that the generator needs beyond those that it gives out."""
 
+_RATES = (10, 6)
+"""By which the two stages upsample."""
 _STEPS = (10, 60)
-"""Steps in a frame, after the first and the second upsampling."""
-_CONTEXT = (7, 2)
-"""Frames that a chunk needs on either side, in the first and in the second stage."""
-_N_FFT, _HOP = 20, 5
-_EPSILON = 1e-5
-
-Statistics: TypeAlias = dict[str, tuple[Tensor, Tensor]]
-"""Mean and variance of what enters each instance norm; shape (channels,)."""
+"""Steps in a frame, in the first and the second stage."""
+_NOISE_AHEAD = (40, 64)
+"""Steps by which a stage's branch for the source looks ahead; the source is known whole."""
 
 
 @dataclass(frozen=True)
-class _Fold:
-    """Norm, style and snake activation of one layer as factors; shape (1, channels, 1, 1)."""
+class Fold:
+    """Norm, style and snake activation of one layer as factors; shape (channels,)."""
 
     scale: Tensor
     shift: Tensor
@@ -46,254 +43,240 @@ class _Fold:
     phase_shift: Tensor
     depth: Tensor
 
+    @classmethod
+    def of(cls, scale: Tensor, shift: Tensor, rate: Tensor) -> Fold:
+        """Norm and style: y = scale * x + shift. Snake: y + sin(rate * y)^2 / rate."""
+        # sin^2 = (1 - cos(2 * rate * y)) / 2
+        half = 0.5 / rate
+        return cls(scale, shift + half, 2 * rate * scale, 2 * rate * shift, -half)
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Of shape (steps, channels)."""
+        wave = torch.addcmul(self.phase_shift, value, self.phase_scale).cos_()
+        return torch.addcmul(self.shift, value, self.scale).addcmul_(wave, self.depth)
+
+
+Folds: TypeAlias = dict[str, Fold]
+"""Of all layers, by the name of their instance norm."""
+
+Statistics: TypeAlias = dict[str, tuple[Tensor, Tensor]]
+"""Mean and variance of what enters each instance norm; shape (channels,)."""
+
+_FoldOf: TypeAlias = Callable[[str, Tensor], Fold]
+"""Gets the name of an instance norm and its input."""
+
 
 class Generator:
-    """The generator of a `KModel`, rebuilt to run on any stretch of a clause."""
+    """`KModel.decoder.generator`, rebuilt to run on any stretch of a clause."""
 
-    def __init__(self, module: Any, threads: int) -> None:
-        """Take over the weights.
+    def __init__(self, weights: Mapping[str, Tensor], pair: Pair) -> None:
+        """Take the weights.
 
         Args:
-            module: `KModel.decoder.generator`, without weight norm.
-            threads: One, or two that share the branches of a chunk.
+            weights: Parameters of `KModel.decoder.generator` by name, without weight norm.
+            pair: Shares the branches of a stage.
         """
-        parameters: dict[str, Tensor] = dict(module.state_dict())
+        self._pair = pair
+        self._ups = [_upsampling(weights[f"ups.{n}.weight"], _RATES[n]) for n in (0, 1)]
+        self._up_biases = [weights[f"ups.{n}.bias"] for n in (0, 1)]
+        self._noise = [
+            (weights[f"noise_convs.{n}.weight"].flatten(1), weights[f"noise_convs.{n}.bias"])
+            for n in (0, 1)
+        ]
+        self._blocks = [f"resblocks.{n}" for n in range(6)]
         self._convs = {
-            name.removesuffix(".weight"): weight.unsqueeze(2).contiguous(
-                memory_format=torch.channels_last
+            f"{name}.convs{part}.{layer}": Conv.of(
+                weights, f"{name}.convs{part}.{layer}", dilation if part == 1 else 1
             )
-            for name, weight in parameters.items()
-            if weight.dim() == 3 and name.endswith(".weight")
+            for name in (*self._blocks, "noise_res.0", "noise_res.1")
+            for layer, dilation in enumerate((1, 3, 5))
+            for part in (1, 2)
         }
-        self._biases = {
-            name.removesuffix(".bias"): bias
-            for name, bias in parameters.items()
-            if name.removesuffix(".bias") in self._convs
-        }
-        self._alphas = {
-            name: alpha.reshape(1, -1, 1, 1)
-            for name, alpha in parameters.items()
-            if ".alpha" in name
-        }
-        self.layers = tuple(
-            name.removesuffix(".fc.weight") for name in parameters if name.endswith(".fc.weight")
+        self._styles = Styles(
+            weights,
+            [
+                f"{name}.adain{part}.{layer}"
+                for name in ("noise_res.0", "noise_res.1", *self._blocks)
+                for part in (1, 2)
+                for layer in range(3)
+            ],
         )
-        """The instance norms, in the order in which `Statistics` are packed."""
-        self._style_weight = torch.cat([parameters[f"{name}.fc.weight"] for name in self.layers])
-        self._style_bias = torch.cat([parameters[f"{name}.fc.bias"] for name in self.layers])
-        self.channels = tuple(parameters[f"{n}.fc.bias"].numel() // 2 for n in self.layers)
+        self._rates = {
+            name: weights[name.replace("adain", "alpha")].flatten() for name in self._styles.names
+        }
+        self._post = Conv.of(weights, "conv_post")
+        self._window = torch.hann_window(N_FFT)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the instance norms, in the order in which `NormPredictor` has them."""
+        return self._styles.names
+
+    @property
+    def channels(self) -> tuple[int, ...]:
         """Of each instance norm."""
-        self._window = torch.hann_window(_N_FFT)
-        # Not OpenMP's threads: those spin while they wait, and starve the other engines.
-        self._helper = (
-            ThreadPoolExecutor(1, "kokoro-helper", torch.set_num_threads, (1,))
-            if threads > 1
-            else None
-        )
+        return tuple(len(self._rates[name]) for name in self.norms)
 
-    def close(self) -> None:
-        """End the helping thread."""
-        if self._helper:
-            self._helper.shutdown(wait=False)
+    def fold(self, style: Tensor, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> Folds:
+        """What `Stream` needs of a clause: style and statistics of all layers, folded."""
+        styles = self._styles(style)
+        return {
+            name: Fold.of(*folded(styles[name], *statistics[name]), self._rates[name])
+            for name in self.norms
+        }
 
-    def whole(
-        self, x: Tensor, source: Tensor, style: Tensor, abort: Abort
-    ) -> tuple[Tensor, Statistics]:
-        """The sound of a whole clause, and the statistics of its instance norms.
-
-        Args:
-            x: Output of the decoder's last block, shape (1, 512, frames).
-            source: Spectrum of the harmonic source, shape (1, 22, 60 * frames + 1).
-            style: Of the voice, shape (1, 128).
-            abort: Checked at every layer.
+    def whole(self, front: Front, abort: Abort) -> tuple[Tensor, Statistics]:
+        """The sound of a whole clause, shape (samples,), and what its instance norms measure.
 
         Raises:
             AbortedError: The result is no longer wanted.
         """
         statistics: Statistics = {}
-        styles = self._styles(style)
+        styles = self._styles(front.style)
 
-        def measure(layer: str, alpha: str, value: Tensor) -> _Fold:
+        def measure(name: str, value: Tensor) -> Fold:
             abort.check()
-            variance, mean = torch.var_mean(value, dim=(0, 2, 3), unbiased=False)
-            statistics[layer] = (mean, variance)
-            return self._folded(alpha, *styles[layer], mean, variance)
+            variance, mean = torch.var_mean(value, dim=0, unbiased=False)
+            statistics[name] = (mean, variance)
+            return Fold.of(*folded(styles[name], mean, variance), self._rates[name])
 
-        wave = self._stages(x, source, measure, 0, x.shape[2])
-        return wave, statistics
+        flow = Flow()
+        flow.last = True
+        return self._piece(front.x, front.source, 0, measure, flow), statistics
 
-    def fold(self, style: Tensor, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> Folds:
-        """What `chunk` needs of a clause: style and statistics of all layers, folded."""
-        styles = self._styles(style)
-        return {
-            _alpha_of(layer): self._folded(_alpha_of(layer), *styles[layer], *statistics[layer])
-            for layer in self.layers
-        }
+    def stream(self, front: Front, folds: Folds, begin: int, abort: Abort) -> Stream:
+        """A clause from frame `begin` on, piece by piece; `abort` is checked at every layer."""
 
-    def chunk(
-        self, x: Tensor, source: Tensor, folds: Folds, begin: int, end: int, abort: Abort
-    ) -> Tensor:
-        """The sound of the frames from `begin` to `end`; shape (300 * (end - begin),).
+        def look_up(name: str, value: Tensor) -> Fold:
+            abort.check()
+            return folds[name]
+
+        def piece(x: Tensor, flow: Flow) -> Tensor:
+            return self._piece(x, front.source, begin, look_up, flow)
+
+        return Stream(front.x, begin, piece)
+
+    def _piece(self, x: Tensor, source: Tensor, begin: int, fold: _FoldOf, flow: Flow) -> Tensor:
+        """The sound that follows; it comes late, by what the layers look ahead.
 
         Args:
-            x: As for `whole`: of the whole clause.
-            source: As for `whole`.
-            folds: From `fold`.
-            begin: First frame.
-            end: One past the last frame.
-            abort: Checked at every layer.
+            x: The next frames.
+            source: Of the whole clause.
+            begin: Frame of the clause at which it all began.
+            fold: Gives the factors of each norm.
+            flow: Of the clause.
+        """
+        end = begin + flow.count("x", len(x)) + len(x)
+        # The helper begins with the second stage's source, which waits for nothing.
+        late = self._pair.start(lambda: self._sourced(1, source, begin, end, fold, flow))
+        value = self._stage(0, x, self._sourced(0, source, begin, end, fold, flow), fold, flow)
+        value = self._stage(1, value, late.result(), fold, flow)
+        value = flow.conv("conv_post", functional.leaky_relu(value), self._post)
+        return self._sound(value, flow)
+
+    def _sourced(
+        self, stage: int, source: Tensor, begin: int, end: int, fold: _FoldOf, flow: Flow
+    ) -> Tensor:
+        """The branch that brings the harmonic source into a stage."""
+        weight, bias = self._noise[stage]
+        name, steps = f"noise_res.{stage}", _STEPS[stage]
+        whole = len(source) if stage else (len(source) - 1) // _RATES[1]
+        first = begin * steps + flow.count(name, 0)
+        last = whole if flow.last else min(whole, end * steps + _NOISE_AHEAD[stage])
+        flow.count(name, last - first)
+        value = source[first:last]
+        if not stage:
+            # Windows of 12 steps, 6 apart; one too many, so that there may be none.
+            padded = functional.pad(source, (0, 0, 3, 9))[6 * first : 6 * last + 12]
+            value = padded.unfold(0, 12, 6)[:-1].flatten(1)
+        return self._block(functional.linear(value, weight, bias), name, fold, flow)
+
+    def _stage(self, stage: int, value: Tensor, noise: Tensor, fold: _FoldOf, flow: Flow) -> Tensor:
+        value = self._upsampled(stage, value, flow)
+        value, noise = flow.together(f"noise_sum.{stage}", value, noise)
+        value = value + noise
+        small, middle, wide = self._blocks[3 * stage : 3 * stage + 3]
+        # The widest kernel costs as much as the other two.
+        others = self._pair.start(
+            lambda: (self._block(value, small, fold, flow), self._block(value, middle, fold, flow))
+        )
+        parts = flow.together(
+            f"sum.{stage}", self._block(value, wide, fold, flow), *others.result()
+        )
+        return (parts[0] + parts[1]).add_(parts[2]).div_(3)
+
+    def _upsampled(self, stage: int, value: Tensor, flow: Flow) -> Tensor:
+        """A transposed convolution whose kernel is twice its stride: each step meets two."""
+        name, rate = f"ups.{stage}", _RATES[stage]
+        start = flow.first(name)
+        value = functional.leaky_relu(value, 0.1)
+        value = flow.extended(name, value, keep=1, lead=1, trail=1)
+        now, before = self._ups[stage]
+        result = (value[1:] @ now).addmm_(value[:-1], before)
+        result = result.reshape(-1, len(self._up_biases[stage])) + self._up_biases[stage]
+        result = result[rate // 2 if start else 0 : len(result) - (rate // 2 if flow.last else 0)]
+        if stage == 1 and start:
+            result = torch.cat([result[1:2], result])
+        return result
+
+    def _block(self, value: Tensor, name: str, fold: _FoldOf, flow: Flow) -> Tensor:
+        for layer in range(3):
+            change = value
+            for part in (1, 2):
+                own = f"{name}.convs{part}.{layer}"
+                change = fold(own.replace("convs", "adain"), change)(change)
+                change = flow.conv(own, change, self._convs[own])
+            change, value = flow.together(f"{name}.{layer}", change, value)
+            value = change + value
+        return value
+
+    def _sound(self, value: Tensor, flow: Flow) -> Tensor:
+        """Overlap-add of the inverse Fourier transforms; a sample needs two steps either side."""
+        start = flow.first("stft")
+        value = flow.extended("stft", value, keep=4, lead=0, trail=0)
+        bins = N_FFT // 2 + 1
+        spectrum = torch.polar(torch.exp(value[:, :bins]), torch.sin(value[:, bins:])).t()
+        wave = torch.istft(spectrum, N_FFT, HOP, N_FFT, window=self._window)
+        return wave[0 if start else 2 * HOP : len(wave) if flow.last else len(wave) - HOP]
+
+
+class Stream:
+    """A clause that is being spoken."""
+
+    def __init__(self, x: Tensor, begin: int, piece: Callable[[Tensor, Flow], Tensor]) -> None:
+        """Use `Generator.stream`."""
+        self._x, self._piece = x, piece
+        self._begin = self._read = begin
+        self.samples = 0
+        """Spoken so far."""
+        self._flow = Flow()
+
+    @property
+    def position(self) -> int:
+        """Frame up to which the clause has been spoken."""
+        return self._begin + self.samples // FRAME
+
+    def next(self, end: int) -> Tensor:
+        """The sound up to frame `end`, or up to the clause's end if little is left after it.
+
+        Shape (samples,).
 
         Raises:
             AbortedError: The result is no longer wanted.
         """
-
-        def look_up(layer: str, alpha: str, value: Tensor) -> _Fold:
-            abort.check()
-            return folds[alpha]
-
-        return self._stages(x, source, look_up, begin, end)
-
-    def _stages(
-        self,
-        x: Tensor,
-        source: Tensor,
-        fold: Callable[[str, str, Tensor], _Fold],
-        begin: int,
-        end: int,
-    ) -> Tensor:
-        frames = x.shape[2]
-        inner = max(0, begin - _CONTEXT[1]), min(frames, end + _CONTEXT[1])
-        outer = max(0, inner[0] - _CONTEXT[0]), min(frames, inner[1] + _CONTEXT[0])
-        value = x[:, :, outer[0] : outer[1]].unsqueeze(2)
-        value = value.contiguous(memory_format=torch.channels_last)
-        # The helper begins with the source's branch of the second stage, which waits for nothing.
-        noise = self._start(lambda: self._noise(1, source, inner, fold))
-        value = self._stage(0, value, self._noise(0, source, outer, fold), fold)
-        skip = (inner[0] - outer[0]) * _STEPS[0]
-        value = value[..., skip : skip + (inner[1] - inner[0]) * _STEPS[0]]
-        value = self._stage(1, value, noise.result(), fold)
-        value = self._conv(functional.leaky_relu(value), "conv_post", padding=3)[0, :, 0]
-        wave = self._inverse_stft(value)
-        return wave[(begin - inner[0]) * FRAME : (end - inner[0]) * FRAME]
-
-    def _noise(
-        self,
-        stage: int,
-        source: Tensor,
-        span: tuple[int, int],
-        fold: Callable[[str, str, Tensor], _Fold],
-    ) -> Tensor:
-        """The branch that brings the harmonic source into a stage."""
-        part = source[:, :, 60 * span[0] : 60 * span[1] + 1].unsqueeze(2)
-        part = part.contiguous(memory_format=torch.channels_last)
-        stride, padding = ((6, 3), (1, 0))[stage]
-        value = self._conv(part, f"noise_convs.{stage}", stride=stride, padding=padding)
-        return self._block(value, f"noise_res.{stage}", (7, 11)[stage], fold)
-
-    def _stage(
-        self, stage: int, value: Tensor, noise: Tensor, fold: Callable[[str, str, Tensor], _Fold]
-    ) -> Tensor:
-        name = f"ups.{stage}"
-        value = functional.conv_transpose2d(
-            functional.leaky_relu(value, 0.1),
-            self._convs[name],
-            self._biases[name],
-            stride=(1, (10, 6)[stage]),
-            padding=(0, (5, 3)[stage]),
-        )
-        if stage == 1:
-            value = functional.pad(value, (1, 0, 0, 0), mode="reflect")
-        value = value + noise
-        blocks = (
-            f"resblocks.{3 * stage}",
-            f"resblocks.{3 * stage + 1}",
-            f"resblocks.{3 * stage + 2}",
-        )
-        # The widest kernel costs as much as the other two.
-        small = self._start(
-            lambda: self._block(value, blocks[0], 3, fold).add_(
-                self._block(value, blocks[1], 7, fold)
-            )
-        )
-        wide = self._block(value, blocks[2], 11, fold)
-        return wide.add_(small.result()).div_(3)
-
-    def _block(
-        self, value: Tensor, name: str, kernel: int, fold: Callable[[str, str, Tensor], _Fold]
-    ) -> Tensor:
-        for layer, dilation in enumerate((1, 3, 5)):
-            change = value
-            for part, reach in ((1, dilation), (2, 1)):
-                norm, alpha = f"{name}.adain{part}.{layer}", f"{name}.alpha{part}.{layer}"
-                change = _snake(change, fold(norm, alpha, change))
-                change = self._conv(
-                    change,
-                    f"{name}.convs{part}.{layer}",
-                    padding=reach * (kernel - 1) // 2,
-                    dilation=reach,
-                )
-            value = change.add_(value)
-        return value
-
-    def _conv(
-        self, value: Tensor, name: str, *, stride: int = 1, padding: int = 0, dilation: int = 1
-    ) -> Tensor:
-        return functional.conv2d(
-            value,
-            self._convs[name],
-            self._biases[name],
-            stride=(1, stride),
-            padding=(0, padding),
-            dilation=(1, dilation),
-        )
-
-    def _inverse_stft(self, value: Tensor) -> Tensor:
-        bins = _N_FFT // 2 + 1
-        spectrum = torch.polar(torch.exp(value[:bins]), torch.sin(value[bins:]))
-        return torch.istft(spectrum, _N_FFT, _HOP, _N_FFT, window=self._window)
-
-    def _styles(self, style: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Scale and shift of each layer for a voice."""
-        both = functional.linear(style, self._style_weight, self._style_bias)[0]
-        parts = torch.split(both, [2 * channels for channels in self.channels])
-        return {
-            name: (1 + part[: len(part) // 2], part[len(part) // 2 :])
-            for name, part in zip(self.layers, parts, strict=True)
-        }
-
-    def _folded(
-        self, alpha: str, gain: Tensor, offset: Tensor, mean: Tensor, variance: Tensor
-    ) -> _Fold:
-        # Norm and style: y = scale * x + shift. Snake: y + sin(a y)^2 / a, where
-        # sin^2 = (1 - cos(2 a y)) / 2.
-        rate = self._alphas[alpha]
-        scale = (gain * torch.rsqrt(variance + _EPSILON)).reshape(1, -1, 1, 1)
-        shift = offset.reshape(1, -1, 1, 1) - mean.reshape(1, -1, 1, 1) * scale
-        half = 0.5 / rate
-        return _Fold(scale, shift + half, 2 * rate * scale, 2 * rate * shift, -half)
-
-    def _start(self, work: Callable[[], Tensor]) -> Future[Tensor]:
-        """Work for the helping thread; done at once where there is none."""
-        if self._helper:
-            return self._helper.submit(_in_inference, work)
-        done: Future[Tensor] = Future()
-        done.set_result(work())
-        return done
+        read = max(end + _LOOKAHEAD, self._read + 1)
+        if read + _LOOKAHEAD >= len(self._x):
+            read, self._flow.last = len(self._x), True
+        wave = self._piece(self._x[self._read : read], self._flow)
+        self._read = read
+        self.samples += len(wave)
+        return wave
 
 
-Folds: TypeAlias = dict[str, _Fold]
-"""Of all layers, by the name of their activation."""
-
-
-def _in_inference(work: Callable[[], Tensor]) -> Tensor:
-    with torch.inference_mode():
-        return work()
-
-
-def _alpha_of(layer: str) -> str:
-    return layer.replace("adain", "alpha")
-
-
-def _snake(value: Tensor, fold: _Fold) -> Tensor:
-    wave = torch.addcmul(fold.phase_shift, value, fold.phase_scale).cos_()
-    return torch.addcmul(fold.shift, value, fold.scale).addcmul_(wave, fold.depth)
+def _upsampling(weight: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+    """What a step adds to its own outputs, and to those of the step after it."""
+    now, later = weight[:, :, :rate], weight[:, :, rate:]
+    return (
+        now.permute(0, 2, 1).reshape(len(weight), -1).contiguous(),
+        later.permute(0, 2, 1).reshape(len(weight), -1).contiguous(),
+    )

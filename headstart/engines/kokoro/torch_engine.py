@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from headstart.engines.kokoro.backend import Abort, AbortedError, Rendering
-from headstart.engines.kokoro.front import Front, front_end
+from headstart.engines.kokoro.front import Front, FrontEnd
 from headstart.engines.kokoro.norms import NormPredictor
 from headstart.engines.kokoro.pace import Pace, Playback
+from headstart.engines.kokoro.pair import Pair
 from headstart.engines.kokoro.silence import (
     LEAD_IN_MS,
     SAMPLE_RATE,
@@ -26,8 +27,9 @@ from headstart.engines.kokoro.silence import (
     speech_bounds,
     trimmed,
 )
-from headstart.engines.kokoro.stream import FRAME, Folds, Generator
-from headstart.engines.kokoro.weights import load_model
+from headstart.engines.kokoro.source import FRAME
+from headstart.engines.kokoro.stream import Folds, Generator, Stream
+from headstart.engines.kokoro.weights import load_weights, under
 
 _EARLIEST_ONSET = 12
 """Frames before the end of the start mark at which speech may begin: 150 ms. Measured: at
@@ -45,22 +47,25 @@ class TorchKokoro:
 
     name = "torch"
 
-    def __init__(self, weights: Path, *, threads: int) -> None:
+    def __init__(self, weights: Path, *, threads: int, pace: Pace | None = None) -> None:
         """Load the network.
 
         Args:
             weights: The ONNX export, or the original checkpoint (`.pth`).
             threads: One or two.
+            pace: How a clause is divided; by default as this machine's speed suggests.
 
         Raises:
-            EngineError: The file does not hold the weights, or the package is missing.
+            EngineError: The file does not hold the weights.
         """
-        self._model = load_model(weights)
-        self._threads = threads
-        self._generator = Generator(self._model.decoder.generator, threads)
-        _forget_weights(self._model.decoder.generator)
+        parameters = load_weights(weights)
+        self._pair = Pair(threads)
+        self._front_end = FrontEnd(parameters, self._pair)
+        self._generator = Generator(under("decoder.generator.", parameters), self._pair)
+        del parameters
+        _return_memory()
         self._predictor = NormPredictor.shipped()
-        self._pace = Pace()
+        self._pace = pace or Pace()
 
     @property
     def speed_factor(self) -> float:
@@ -80,75 +85,67 @@ class TorchKokoro:
         """See `Backend.render`."""
         try:
             with torch.inference_mode():
-                torch.set_num_threads(self._threads)
-                front = front_end(self._model, tokens, style, speed, abort)
-                # The generator shares its work out itself.
+                # The work is shared out by `Pair`.
                 torch.set_num_threads(1)
+                front = self._front_end(tokens, style, speed, abort)
                 if self._predictor is None or not self._predictor.knows(voice):
-                    wave, _ = self._generator.whole(front.x, front.source, front.style, abort)
+                    wave, _ = self._generator.whole(front, abort)
                     audio, skipped = trimmed(wave.numpy(), pause)
                     return Rendering(front.durations, skipped, iter((audio,)))
                 folds = self._folds(voice, front, self._predictor)
                 begin = max(0, 2 * int(front.durations[0]) - _EARLIEST_ONSET)
-                end_mark = front.x.shape[2] - 2 * int(front.durations[-1])
-                end = min(front.x.shape[2], end_mark + pause // FRAME)
-                first = self._first_piece(front, folds, begin, abort)
+                stream = self._generator.stream(front, folds, begin, abort)
+                audio, skipped = self._first_piece(stream, begin, len(front.x))
         except AbortedError:
             return None
-        audio, skipped, begin = first
         return Rendering(
-            front.durations,
-            skipped,
-            self._pieces(front, folds, audio, begin, end, pause, abort),
+            front.durations, skipped, self._pieces(stream, front.durations, audio, pause)
         )
 
     def close(self) -> None:
         """End the helping thread and let the weights go."""
-        self._generator.close()
-        self._model = None
+        self._pair.close()
 
     def _folds(self, voice: str, front: Front, predictor: NormPredictor) -> Folds:
         means, variances = (
             torch.split(part, list(self._generator.channels))
-            for part in predictor.predict(voice, front)
+            for part in predictor.predict(voice, front.x, front.pitch, front.energy)
         )
         statistics = dict(
-            zip(self._generator.layers, zip(means, variances, strict=True), strict=True)
+            zip(self._generator.norms, zip(means, variances, strict=True), strict=True)
         )
         return self._generator.fold(front.style, statistics)
 
     def _first_piece(
-        self, front: Front, folds: Folds, begin: int, abort: Abort
-    ) -> tuple[NDArray[np.float32], int, int]:
-        """The first piece with sound, the samples skipped before it, the frame after it."""
-        frames = front.x.shape[2]
+        self, stream: Stream, begin: int, frames: int
+    ) -> tuple[NDArray[np.float32], int]:
+        """The first piece with sound, and the samples skipped before it."""
         while True:
-            after = self._pace.next_chunk(begin, frames, None)
-            audio = self._chunk(front, folds, begin, after, abort)
+            before = stream.position
+            audio = self._piece(stream, self._pace.next_chunk(before, frames, None))
             onset, sounds = speech_bounds(audio, max(USUAL_PEAK, loudest(audio)))
-            if sounds or after == frames:
+            if sounds or stream.position >= frames:
                 start = max(0, onset - SAMPLE_RATE * LEAD_IN_MS // 1000)
-                skipped = begin * FRAME + start
-                return faded(audio[start:], start=skipped > 0, end=False), skipped, after
-            begin = after
+                skipped = stream.samples - len(audio) + begin * FRAME + start
+                return faded(audio[start:], start=skipped > 0, end=False), skipped
 
     def _pieces(
         self,
-        front: Front,
-        folds: Folds,
+        stream: Stream,
+        durations: NDArray[np.int64],
         audio: NDArray[np.float32],
-        begin: int,
-        end: int,
         pause: int,
-        abort: Abort,
     ) -> Iterator[NDArray[np.float32]]:
         """All pieces; those that come before playback may start are given out together."""
         held: list[NDArray[np.float32]] = []
         playback, tail = Playback(), Tail()
-        last_phoneme = front.x.shape[2] - 2 * int(front.durations[-2:].sum())
+        frames = 2 * int(durations.sum())
+        last_phoneme = frames - 2 * int(durations[-2:].sum())
+        end = min(frames, frames - 2 * int(durations[-1]) + pause // FRAME)
         enough = max(pause, _LEAST_REST)
         while True:
             held.append(tail.pass_on(audio))
+            begin = stream.position
             if begin >= end or (begin > last_phoneme and tail.held >= enough):
                 break
             ahead = playback.ahead_secs(time.monotonic())
@@ -160,26 +157,21 @@ class TorchKokoro:
                 held.clear()
                 playback.given(held_secs, time.monotonic())
             ahead = playback.ahead_secs(time.monotonic())
-            after = self._pace.next_chunk(begin, front.x.shape[2], ahead)
             try:
                 with torch.inference_mode():
-                    audio = self._chunk(front, folds, begin, after, abort)
+                    audio = self._piece(stream, self._pace.next_chunk(begin, frames, ahead))
             except AbortedError:
                 return
-            begin = after
         yield np.concatenate([*held, tail.end(pause)])
 
-    def _chunk(
-        self, front: Front, folds: Folds, begin: int, end: int, abort: Abort
-    ) -> NDArray[np.float32]:
-        started = time.monotonic()
-        wave: Tensor = self._generator.chunk(front.x, front.source, folds, begin, end, abort)
-        self._pace.measured(end - begin, time.monotonic() - started)
-        audio: NDArray[np.float32] = wave.numpy()
+    def _piece(self, stream: Stream, end: int) -> NDArray[np.float32]:
+        started, begin = time.monotonic(), stream.position
+        audio: NDArray[np.float32] = stream.next(end).numpy()
+        self._pace.measured(stream.position - begin, time.monotonic() - started)
         return audio
 
 
-def _forget_weights(generator: Any) -> None:
-    """Drop the parts of the module that `Generator` has taken over; the source stays."""
-    for part in ("ups", "resblocks", "noise_convs", "noise_res", "conv_post"):
-        delattr(generator, part)
+def _return_memory() -> None:
+    """Have glibc give back what loading has freed: a quarter of a gigabyte."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

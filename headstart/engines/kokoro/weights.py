@@ -1,76 +1,64 @@
-"""The weights of Kokoro for torch, out of the quantised ONNX export, into `kokoro.KModel`."""
+"""The weights of Kokoro for torch, out of the quantised ONNX export or the author's checkpoint."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import pickle
 import re
-import sys
-import tempfile
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
-from kokoro_onnx.config import DEFAULT_VOCAB
 from numpy.typing import NDArray
+from torch import Tensor
 
 from headstart.engines.kokoro import onnx_file
 from headstart.engines.kokoro.onnx_file import Graph, Node
 from headstart.errors import EngineError
 
-CONFIG: dict[str, Any] = {
-    "vocab": DEFAULT_VOCAB,
-    "n_token": 178,
-    "hidden_dim": 512,
-    "style_dim": 128,
-    "n_layer": 3,
-    "max_dur": 50,
-    "dropout": 0.2,
-    "text_encoder_kernel_size": 5,
-    "n_mels": 80,
-    "plbert": {
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "intermediate_size": 2048,
-        "max_position_embeddings": 512,
-        "num_hidden_layers": 12,
-        "dropout": 0.1,
-    },
-    "istftnet": {
-        "upsample_kernel_sizes": [20, 12],
-        "upsample_rates": [10, 6],
-        "gen_istft_hop_size": 5,
-        "gen_istft_n_fft": 20,
-        "resblock_dilation_sizes": [[1, 3, 5]] * 3,
-        "resblock_kernel_sizes": [3, 7, 11],
-        "upsample_initial_channel": 512,
-    },
-}
-"""Of Kokoro-82M v1.0, as its model card's `config.json` has it."""
 
-_UNUSED = re.compile(r"\.norm\.(weight|bias)$|^bert\.pooler\.")
-"""Parameters of `KModel` that the export has folded away: identity, or not used in speaking."""
+class Weights(dict[str, Tensor]):
+    """Parameters of `kokoro.KModel` by name, without weight norm."""
+
+    def __missing__(self, name: str) -> Tensor:
+        """What is asked for has to be there."""
+        raise EngineError(f"the model file is not Kokoro-82M v1.0: it lacks {name}")
 
 
-def load_model(path: Path) -> Any:
-    """Kokoro's network with its weights, ready to speak; a `kokoro.KModel`.
+def load_weights(path: Path) -> Weights:
+    """Kokoro's parameters.
 
     Args:
         path: The ONNX export (`.onnx`), or the original checkpoint (`.pth`).
 
     Raises:
-        EngineError: The file does not hold the weights of Kokoro-82M v1.0.
+        EngineError: The file is neither.
     """
     if path.suffix == ".onnx":
-        model = _new_model(None)
-        _fill(model, weights_of(onnx_file.read(path)))
-    else:
-        model = _new_model(path)
-        _without_weight_norm(model)
-    return model.eval().requires_grad_(False)
+        arrays = weights_of(onnx_file.read(path))
+        return Weights((name, torch.from_numpy(value)) for name, value in arrays.items())
+    try:
+        parts = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = Weights(
+            (f"{part}.{name.removeprefix('module.')}", value)
+            for part, parameters in parts.items()
+            for name, value in parameters.items()
+        )
+    except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
+        raise EngineError(f"{path} is no checkpoint of Kokoro: {error}") from error
+    for name in [name for name in weights if name.endswith(".weight_v")]:
+        base = name.removesuffix("_v")
+        weights[base] = torch._weight_norm(weights.pop(name), weights.pop(f"{base}_g"), 0)
+    return weights
+
+
+def under(prefix: str, weights: Mapping[str, Tensor]) -> Weights:
+    """The parameters of a part, by their names in it."""
+    return Weights(
+        (name.removeprefix(prefix), value)
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    )
 
 
 def original_checkpoint() -> Path | None:
@@ -93,6 +81,8 @@ def weights_of(graph: Graph) -> dict[str, NDArray[np.float32]]:
             weights[_parameter(name)] = tensor.astype(np.float32)
     for node in graph.nodes:
         module = _parameter(node.name.rpartition("/")[0].strip("/").replace("/", "."))
+        if re.search(r"_\d+$", module):
+            continue  # ALBERT uses its one layer twelve times
         if node.op == "DynamicQuantizeLSTM":
             weights |= _lstm(graph, node, module)
         elif node.op in ("ConvInteger", "MatMulInteger"):
@@ -157,64 +147,3 @@ def _parameter(name: str) -> str:
     name = re.sub(r"^encoder\.(?=F0|N\b|N_|shared|lstm|duration_proj)", "predictor.", name)
     name = re.sub(r"cnn\.(\d)\.cnn\.\1\.0", r"cnn.\1.0", name)
     return name.replace("asr_res.asr_res.0", "asr_res.0")
-
-
-def _fill(model: Any, weights: dict[str, NDArray[np.float32]]) -> None:
-    _without_weight_norm(model)
-    wanted = model.state_dict()
-    missing = [
-        name
-        for name, value in wanted.items()
-        if not _UNUSED.search(name)
-        and (name not in weights or weights[name].shape != tuple(value.shape))
-        and value.is_floating_point()
-    ]
-    if missing:
-        raise EngineError(
-            f"the model file lacks {len(missing)} of Kokoro's weights, among them {missing[0]}"
-        )
-    model.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in weights.items() if name in wanted},
-        strict=False,
-    )
-
-
-def _without_weight_norm(model: Any) -> None:
-    """Fold each weight's norm into the weight, so that it is not computed at every step."""
-    for module in model.modules():
-        if hasattr(module, "weight_g"):
-            torch.nn.utils.remove_weight_norm(module)
-
-
-def _new_model(checkpoint: Path | None) -> Any:
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The package builds its layers in ways that torch would have it change.
-        warnings.simplefilter("ignore")
-        if checkpoint is None:
-            checkpoint = Path(folder, "empty.pth")
-            torch.save({}, checkpoint)
-        return _kokoro_model().KModel(
-            repo_id="hexgrad/Kokoro-82M", config=CONFIG, model=str(checkpoint)
-        )
-
-
-def _kokoro_model() -> ModuleType:
-    """The module `kokoro.model`, without what `import kokoro` does besides.
-
-    The package's `__init__` imports misaki with spaCy, which takes seconds and may download,
-    and replaces loguru's handlers. So a bare package stands in for it while the module loads.
-    """
-    if "kokoro" in sys.modules:
-        return importlib.import_module("kokoro.model")
-    spec = importlib.util.find_spec("kokoro")
-    if spec is None:
-        raise EngineError('the torch engine needs the package kokoro: pip install "kokoro>=0.9.4"')
-    bare = ModuleType("kokoro")
-    bare.__path__ = list(spec.submodule_search_locations or ())
-    bare.__spec__ = spec
-    sys.modules["kokoro"] = bare
-    try:
-        return importlib.import_module("kokoro.model")
-    finally:
-        # Whoever wants the whole package later gets it.
-        del sys.modules["kokoro"]

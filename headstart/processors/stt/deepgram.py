@@ -30,24 +30,26 @@ from pipecat.utils.tracing.service_decorators import traced_stt
 
 from headstart.errors import HeadstartError
 from headstart.frames import ProgressiveTranscriptionFrame
-from headstart.processors.stt.deepgram_batch import Batch, Local, Prerecorded
+from headstart.processors.stt.deepgram_batch import Local, Prerecorded
 from headstart.processors.stt.deepgram_link import (
     KEEP_ALIVE_SECS,
-    Destination,
     Link,
     LinkLostError,
     RefusedError,
     pool,
 )
 from headstart.processors.stt.deepgram_segments import (
-    DeepgramHypothesis,
     Heard,
     Segment,
     Segments,
     TimedWord,
 )
-from headstart.processors.stt.deepgram_settings import DeepgramSettings
+from headstart.processors.stt.deepgram_settings import DeepgramSettings, LinkSettings
+from headstart.processors.stt.recognised import Recognised
 from headstart.processors.stt.replay import ReplayRing
+
+_LIVE = {"model", "language"}
+"""The settings that a frame can change while the session runs."""
 
 _HOPELESS = 3
 """After so many failed attempts in a row, a segment does not wait for the next one's turn."""
@@ -74,11 +76,11 @@ class DeepgramSTT(STTService):
         Raises:
             UsageError: There is no API key.
         """
-        self._options = settings or DeepgramSettings()
+        self._options: LinkSettings = settings or DeepgramSettings()
         self._options.destination(16000)
         super().__init__(
             ttfs_p99_latency=DEEPGRAM_TTFS_P99,
-            settings=STTSettings(model=self._options.model, language=self._options.language),
+            settings=STTSettings(model=self._options.model, language=self._language),
             **kwargs,
         )
         self._chunk_secs = self._options.chunk_ms / 1000
@@ -110,16 +112,11 @@ class DeepgramSTT(STTService):
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Begin to connect; audio that comes before the connection is there waits for it."""
         await super().setup(setup)
-        destination = self._options.destination(self.sample_rate)
         self._ring = ReplayRing(self.sample_rate, self._options.replay_secs)
-        self._batches: list[Batch] = []
-        for name in self._options.fallback:
-            if name == "rest":
-                self._batches.append(Prerecorded(destination, self._options.rest_timeout_secs))
-            else:
-                self._batches.append(await Local.load())
+        self._local = await Local.load() if "local" in self._options.fallback else None
+        self._aim()
         self._tasks = [
-            self.create_task(self._stream(destination), "stream"),
+            self.create_task(self._stream(), "stream"),
             self.create_task(self._settle(), "settle"),
         ]
 
@@ -143,13 +140,18 @@ class DeepgramSTT(STTService):
         self, frame: InputAudioRawFrame, direction: FrameDirection
     ) -> None:
         """Keep the last moments of silence; hand speech on."""
-        if self._segments.speaking is not None:
+        if self._collecting:
             await super().process_audio_frame(frame, direction)
         elif not self._muted:
             self._pre_roll += frame.audio
             excess = len(self._pre_roll) - 2 * self.sample_rate * self._options.pre_roll_ms // 1000
             if excess > 0:
                 del self._pre_roll[: excess + excess % 2]
+
+    @property
+    def _collecting(self) -> bool:
+        """Whether the audio that comes now is to be sent."""
+        return self._segments.speaking is not None
 
     async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame | None, None]:
         """Take in speech; the words come from the tasks."""
@@ -178,15 +180,48 @@ class DeepgramSTT(STTService):
             self._stopped.put_nowait((segment, time.monotonic()))
             self._work.set()
 
+    async def _update_settings(  # type: ignore[override]
+        self, delta: STTSettings
+    ) -> dict[str, Any]:
+        """Change model or language while the session runs.
+
+        The connection is replaced, and what it has not finalised is sent on the new one.
+        """
+        changed = await super()._update_settings(delta)
+        ours = _LIVE & changed.keys() & type(self._options).model_fields.keys()
+        if ours:
+            values = {name: getattr(self._settings, name) for name in ours}
+            self._options = self._options.model_copy(update=values)
+            self._aim()
+            if self._refused:
+                self._refused = None
+                self._tasks.append(self.create_task(self._stream(), "stream"))
+            self._break(LinkLostError("the settings have changed"))
+        self._warn_unhandled_updated_settings(changed.keys() - ours)  # type: ignore[no-untyped-call]
+        return changed
+
     # -- the connection
 
-    async def _stream(self, destination: Destination) -> None:
+    def _aim(self) -> None:
+        """Lead connections and requests where the settings say."""
+        self._destination = self._options.destination(self.sample_rate)
+        rest = Prerecorded(
+            self._options.prerecorded(self.sample_rate), self._options.rest_timeout_secs
+        )
+        batches = {"rest": rest, "local": self._local}
+        self._batches = [batch for name in self._options.fallback if (batch := batches[name])]
+
+    async def _stream(self) -> None:
         """Have a connection, and send on it, until the session ends or Deepgram refuses."""
         while True:
             self._speech.clear()
             try:
+                destination = self._destination
                 link = await pool.take(destination, self._options.connect_timeout_secs)
-                await self._use(link)
+                if destination == self._destination:
+                    await self._use(link)
+                else:  # the settings have changed meanwhile
+                    pool.give(link)
             except RefusedError as error:
                 self._refused = error
                 self._answer.set()
@@ -268,12 +303,17 @@ class DeepgramSTT(STTService):
             async for message in link.messages():
                 self._unanswered_since = None
                 self._failures = 0
-                if isinstance(message, ListenV1Results):
-                    await self._hear(message)
-                elif isinstance(message, ListenV1Error):
-                    logger.warning(f"{self}: Deepgram: {message.description}")
+                await self._take_in(message)
         except LinkLostError as error:
             self._break(error)
+        except Exception as error:
+            self._break(LinkLostError(f"Deepgram was not understood: {error!r}"))
+
+    async def _take_in(self, message: object) -> None:
+        if isinstance(message, ListenV1Results):
+            await self._hear(message)
+        elif isinstance(message, ListenV1Error):
+            logger.warning(f"{self}: Deepgram: {message.description}")
 
     def _break(self, error: LinkLostError) -> None:
         """Have the connection replaced."""
@@ -324,7 +364,7 @@ class DeepgramSTT(STTService):
             bool(message.from_finalize),
         )
 
-    async def _push_progress(self, segment: Segment) -> None:
+    async def _push_progress(self, segment: Segment, ends_turn: bool | None = None) -> None:
         hypothesis = segment.hypothesis
         await self.push_frame(
             ProgressiveTranscriptionFrame(
@@ -336,6 +376,7 @@ class DeepgramSTT(STTService):
                 confidence=hypothesis.confidence,
                 stable_text=segment.stable_text,
                 audio_secs=segment.heard_secs - segment.start_secs,
+                ends_turn=ends_turn,
             )
         )
 
@@ -345,6 +386,11 @@ class DeepgramSTT(STTService):
             segment, stopped_at = await self._stopped.get()
             try:
                 await self._complete(segment, stopped_at + self._options.final_timeout_secs)
+            except Exception as error:  # whatever fails, the turn must end and the next one work
+                segment.close("none", segment.interim)
+                self._segments.settle(segment)
+                await self.push_error(f"speech was not recognised: {error}", exception=error)
+            try:
                 await self._push_final(segment)
             finally:
                 self._stopped.task_done()
@@ -399,12 +445,9 @@ class DeepgramSTT(STTService):
             self._user_id,
             time_now_iso8601(),
             self._language,
-            result=DeepgramHypothesis(
-                said.text,
-                said.confidence,
-                said.words,
-                said.avg_logprob,
-                path=segment.path,
+            result=Recognised.of(
+                said,
+                segment.path,
                 setup_secs=self._setup_secs,
                 connections=segment.connections,
             ),
@@ -422,10 +465,7 @@ class DeepgramSTT(STTService):
 
     @property
     def _language(self) -> Language | None:
-        try:
-            return Language(self._options.language)
-        except ValueError:
-            return None
+        return self._options.spoken_language
 
     async def _end(self) -> None:
         tasks, self._tasks = self._tasks, []

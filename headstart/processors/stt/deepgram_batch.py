@@ -19,7 +19,8 @@ from headstart.engines.hypothesis import Hypothesis, Word
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.processors.audio import MODEL_RATE, as_float
 from headstart.processors.stt.deepgram_link import Destination, LinkLostError, refusal
-from headstart.processors.stt.deepgram_segments import Path, understood
+from headstart.processors.stt.deepgram_segments import understood
+from headstart.processors.stt.recognised import Path
 from headstart.processors.stt.segment import Segment
 
 _STREAMING_ONLY = {

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 from deepgram import AsyncDeepgramClient, DeepgramClientEnvironment
@@ -21,6 +21,9 @@ from deepgram.core.request_options import RequestOptions
 # takes a quarter of a second on the event loop.
 from deepgram.listen.v1.media import client as _media  # noqa: F401
 from deepgram.listen.v1.socket_client import AsyncV1SocketClient
+from deepgram.listen.v2 import client as _flux  # noqa: F401
+from deepgram.listen.v2.socket_client import AsyncV2SocketClient
+from deepgram.listen.v2.types import ListenV2Connected
 from loguru import logger
 from pydantic import SecretStr
 from websockets.exceptions import WebSocketException
@@ -55,6 +58,8 @@ class Destination:
     api_key: SecretStr
     options: tuple[tuple[str, str | tuple[str, ...]], ...]
     """Query parameters."""
+    version: Literal[1, 2] = 1
+    """Of the streaming API: 2 is Flux."""
 
     def query(self) -> dict[str, str | list[str]]:
         """The options as the SDK takes them."""
@@ -110,7 +115,7 @@ class Link:
     destination: Destination
     setup_secs: float
     """How long it took to open."""
-    _connection: AsyncV1SocketClient
+    _connection: AsyncV1SocketClient | AsyncV2SocketClient
     _stack: AsyncExitStack
     sent_secs: float = 0.0
     """Length of the audio sent so far: where the provider's clock will be."""
@@ -128,13 +133,19 @@ class Link:
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(destination.client())
             query = destination.query()
-            connecting = client.listen.v1.connect(
+            listen = client.listen.v2 if destination.version == 2 else client.listen.v1
+            connecting = listen.connect(
                 model=str(query.pop("model", "nova-3")),
                 request_options=RequestOptions(additional_query_parameters=query),
             )
             try:
                 async with asyncio.timeout(timeout_secs):
                     connection = await stack.enter_async_context(connecting)
+                    if isinstance(connection, AsyncV2SocketClient):
+                        greeting = await connection.recv()
+                        if not isinstance(greeting, ListenV2Connected):
+                            reason = getattr(greeting, "description", greeting)
+                            raise LinkLostError(f"Deepgram did not connect: {reason}")
             except ApiError as error:
                 raise refusal(error) from None
             except TimeoutError:
@@ -163,6 +174,7 @@ class Link:
         Raises:
             LinkLostError: The connection is gone.
         """
+        assert isinstance(self._connection, AsyncV1SocketClient)
         with _lost():
             await self._connection.send_finalize()
 
@@ -173,7 +185,10 @@ class Link:
             LinkLostError: The connection is gone.
         """
         with _lost():
-            await self._connection.send_keep_alive()
+            if isinstance(self._connection, AsyncV1SocketClient):
+                await self._connection.send_keep_alive()
+            else:  # Flux knows no such message; it wants pings
+                await self._connection._websocket.ping()
 
     async def messages(self) -> AsyncIterator[Any]:
         """What Deepgram says, as the SDK's types.

@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from headstart.engines.hypothesis import Hypothesis, Word, joined
+from headstart.processors.stt.recognised import Path
 from headstart.processors.stt.segment import agreement
-
-Path = Literal["stream", "replayed", "rest", "local", "none"]
-"""How a segment's text was had: on the connection it began on; on one opened after a drop, to
-which its audio was sent again; from the prerecorded API; from the local recogniser; not at all."""
 
 _REACHED_SECS = 0.05
 """A result that ends this close to a segment's end covers it: providers round."""
@@ -47,16 +43,11 @@ class Heard:
     from_finalize: bool
     """It answers `Finalize`: nothing sent before that is left."""
 
-
-@dataclass(frozen=True)
-class DeepgramHypothesis(Hypothesis):
-    """What was understood of a segment, and how: the `result` of its final frame."""
-
-    path: Path = "none"
-    setup_secs: float | None = None
-    """How long the latest connection had taken to open; None if there was none."""
-    connections: int = 0
-    """How many connections the segment's audio was sent on."""
+    @property
+    def settled_secs(self) -> float:
+        """Time before which no audio is needed again, if it is final."""
+        last_word = max((word.end_secs for word in self.words), default=0.0)
+        return min(max(last_word, self.end_secs - _LEAD_IN_SECS), self.end_secs)
 
 
 @dataclass(eq=False)
@@ -169,9 +160,7 @@ class Segments:
             return passed  # a late answer for a segment that was closed without it
         segment.hear(heard)
         if heard.is_final:
-            last_word = max((word.end_secs for word in heard.words), default=0.0)
-            until = min(max(last_word, heard.end_secs - _LEAD_IN_SECS), heard.end_secs)
-            self._final_until = max(self._final_until, until)
+            self._final_until = max(self._final_until, heard.settled_secs)
             if segment.end_secs is not None and (
                 heard.from_finalize or heard.end_secs >= segment.end_secs - _REACHED_SECS
             ):

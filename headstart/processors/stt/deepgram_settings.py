@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pipecat.transcriptions.language import Language
+from pydantic import Field, SecretStr, model_validator
 
 from headstart.errors import UsageError
 from headstart.processors.settings import StageSettings
 from headstart.processors.stt.deepgram_link import Destination, options
 
 
-class DeepgramSettings(StageSettings):
-    """Deepgram's streaming recogniser (`/v1/listen`, Nova models)."""
+class LinkSettings(StageSettings, ABC):
+    """What any of Deepgram's streaming recognisers can be told."""
 
     api_key: SecretStr | None = None
     """Deepgram API key; without one, the environment's `DEEPGRAM_API_KEY`."""
     base_url: str | None = None
     """ws:// or http:// address of a self-hosted or test server; else `DEEPGRAM_BASE_URL`."""
-    model: str = "nova-3"
+    model: str
     """Deepgram model."""
-    language: str = "en"
-    """BCP-47 tag of the spoken language, or `multi`."""
     keyterms: tuple[str, ...] = ()
-    """Words and names to listen for (Nova-3)."""
-    punctuate: bool = True
-    """Punctuation and capitals."""
-    smart_format: bool = False
-    """Format numbers, dates and the like for reading."""
-    numerals: bool = False
-    """Write numbers as digits."""
-    filler_words: bool = False
-    """Keep "uh" and "um"."""
-    endpointing: int | Literal[False] = 300
-    """Silence in ms after which Deepgram finalises a phrase. The segment's end is the VAD's
-    business; this only keeps what would have to be sent again after a drop short."""
+    """Words and names to listen for."""
     extra: Mapping[str, bool | int | float | str | tuple[str, ...]] = Field(default_factory=dict)
     """Any other query parameter of Deepgram's API, by its name there."""
     chunk_ms: int = Field(default=250, ge=20, le=1000)
@@ -63,12 +52,24 @@ class DeepgramSettings(StageSettings):
     replay_secs: float = Field(default=60.0, gt=0)
     """Most unfinalised audio that is kept to be sent again."""
 
+    @property
+    @abstractmethod
+    def spoken_language(self) -> Language | None:
+        """The one language that is spoken, if it is one."""
+
+    @abstractmethod
     def destination(self, sample_rate: int) -> Destination:
-        """Where a connection with these settings leads.
+        """Where a stream with these settings leads.
 
         Raises:
             UsageError: There is no API key.
         """
+
+    def prerecorded(self, sample_rate: int) -> Destination:
+        """Where a prerecorded request with these settings leads."""
+        return self.destination(sample_rate)
+
+    def _address(self) -> tuple[str | None, SecretStr]:
         base_url = self.base_url or os.environ.get("DEEPGRAM_BASE_URL") or None
         key = self.api_key or SecretStr(os.environ.get("DEEPGRAM_API_KEY", ""))
         if not key.get_secret_value():
@@ -78,6 +79,38 @@ class DeepgramSettings(StageSettings):
                     "or api_key in the stage's settings"
                 )
             key = SecretStr("none")  # a server of one's own may ask for none; the SDK insists
+        return base_url, key
+
+
+class DeepgramSettings(LinkSettings):
+    """Deepgram's streaming recogniser (`/v1/listen`, Nova models)."""
+
+    model: str = "nova-3"
+    """Deepgram model."""
+    language: str = "en"
+    """BCP-47 tag of the spoken language, or `multi`."""
+    punctuate: bool = True
+    """Punctuation and capitals."""
+    smart_format: bool = False
+    """Format numbers, dates and the like for reading."""
+    numerals: bool = False
+    """Write numbers as digits."""
+    filler_words: bool = False
+    """Keep "uh" and "um"."""
+    endpointing: int | Literal[False] = 300
+    """Silence in ms after which Deepgram finalises a phrase. The segment's end is the VAD's
+    business; this only keeps what would have to be sent again after a drop short."""
+
+    @property
+    def spoken_language(self) -> Language | None:
+        """See `LinkSettings`."""
+        try:
+            return Language(self.language)
+        except ValueError:
+            return None
+
+    def destination(self, sample_rate: int) -> Destination:
+        """See `LinkSettings`."""
         query = {
             "model": self.model,
             "language": self.language,
@@ -93,4 +126,65 @@ class DeepgramSettings(StageSettings):
             "sample_rate": sample_rate,
             **self.extra,
         }
-        return Destination(base_url, key, options(query))
+        return Destination(*self._address(), options(query))
+
+
+class FluxSettings(LinkSettings):
+    """Deepgram Flux (`/v2/listen`): a recogniser that also hears when the turn ends."""
+
+    model: str = "flux-general-en"
+    """Deepgram model: `flux-general-en` or `flux-general-multi`."""
+    languages: tuple[str, ...] = ()
+    """Languages to expect, as BCP-47 tags (`flux-general-multi` only)."""
+    eot_threshold: float = Field(default=0.7, ge=0.5, le=1.0)
+    """How sure, 0.5..1, Flux must be that the turn is over to end it."""
+    eager_eot_threshold: float | None = Field(default=0.5, ge=0.3, le=0.9)
+    """How sure, 0.3..0.9, Flux must be to say early that the turn may be over, on which a
+    trigger begins the answer; at most `eot_threshold`, and null for never."""
+    eot_timeout_ms: int = Field(default=1500, ge=500, le=60000)
+    """Silence in ms that ends the turn however unsure Flux is. It should be well below the turn
+    stage's `final_timeout_secs`."""
+    chunk_ms: int = Field(default=80, ge=20, le=1000)
+    """Audio is sent in pieces of this length, in ms; 80 is what Deepgram advises."""
+    rest_model: str = "nova-3"
+    """Deepgram model for the prerecorded API, which has no Flux."""
+    final_timeout_secs: float = Field(default=1.0, gt=0)
+    """How long after VAD stop and `eot_timeout_ms` the final text may take before the fallback
+    is tried."""
+
+    @model_validator(mode="after")
+    def _eager_is_earlier(self) -> Self:
+        if self.eager_eot_threshold is not None and self.eager_eot_threshold > self.eot_threshold:
+            raise ValueError("eager_eot_threshold must not be above eot_threshold")
+        return self
+
+    @property
+    def spoken_language(self) -> Language | None:
+        """See `LinkSettings`."""
+        return Language.EN if self.model.endswith("-en") else None
+
+    def destination(self, sample_rate: int) -> Destination:
+        """See `LinkSettings`."""
+        query = {
+            "model": self.model,
+            "language_hint": self.languages,
+            "keyterm": self.keyterms,
+            "eot_threshold": self.eot_threshold,
+            "eager_eot_threshold": self.eager_eot_threshold,
+            "eot_timeout_ms": self.eot_timeout_ms,
+            "encoding": "linear16",
+            "sample_rate": sample_rate,
+            **self.extra,
+        }
+        return Destination(*self._address(), options(query), version=2)
+
+    def prerecorded(self, sample_rate: int) -> Destination:
+        """See `LinkSettings`."""
+        query = {
+            "model": self.rest_model,
+            "language": "en" if self.spoken_language else "multi",
+            "keyterm": self.keyterms,
+            "punctuate": True,
+            **self.extra,
+        }
+        return Destination(*self._address(), options(query))

@@ -35,6 +35,7 @@ from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.frames import ProgressiveTranscriptionFrame
 from headstart.processors.audio import MODEL_RATE, AudioRing, Resampler, as_float
 from headstart.processors.settings import StageSettings
+from headstart.processors.stt.recognised import Recognised
 from headstart.processors.stt.segment import Decode, Segment
 
 _TTFS_P99_SECS = 0.8
@@ -140,6 +141,14 @@ class LocalSTT(STTService):
         await self._cancel_decoder()
         await super().cleanup()  # type: ignore[no-untyped-call]
 
+    async def _update_settings(  # type: ignore[override]
+        self, delta: STTSettings
+    ) -> dict[str, Any]:
+        """The model is shared by all sessions and stays what it is; say so."""
+        changed = await super()._update_settings(delta)
+        self._warn_unhandled_updated_settings(changed)  # type: ignore[no-untyped-call]
+        return changed
+
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Open a segment when the VAD starts, close it when the VAD stops."""
         await super().process_frame(frame, direction)
@@ -225,6 +234,7 @@ class LocalSTT(STTService):
                     confidence=segment.hypothesis.confidence,
                     stable_text=segment.stable_text,
                     audio_secs=segment.covered_secs,
+                    behind_secs=segment.heard_secs - segment.covered_secs,
                 )
             )
 
@@ -240,7 +250,7 @@ class LocalSTT(STTService):
             user_id=self._user_id,
             timestamp=time_now_iso8601(),
             language=_language(self._options.language),
-            result=final,
+            result=Recognised.of(final, "local"),
             finalized=True,
         )
         frame.interruptible = False  # the user's words must survive their own barge-in

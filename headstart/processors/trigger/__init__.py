@@ -7,6 +7,7 @@ from typing import Any
 from pipecat.frames.frames import Frame
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
+from headstart.processors.trigger.policies import load_policy
 from headstart.processors.trigger.policy import TriggerSettings
 
 __all__ = ["EarlyTrigger", "TriggerSettings"]
@@ -26,9 +27,13 @@ class EarlyTrigger(FrameProcessor):
         Args:
             settings: When an answer may begin early, and what that may cost.
             **kwargs: For Pipecat's base class.
+
+        Raises:
+            UsageError: The settings name no policy that there is.
         """
         super().__init__(enable_direct_mode=True, **kwargs)
         self.settings = settings or TriggerSettings()
+        self.policy = load_policy(self.settings.policy)
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Pass the frame on."""

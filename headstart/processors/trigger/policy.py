@@ -6,6 +6,7 @@ stage (`processors/turn.py`) turns frames into calls and decisions into frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,8 +15,10 @@ from pydantic import Field
 from headstart.processors.settings import StageSettings
 from headstart.processors.trigger.budget import Breaker, SpendingLimit
 from headstart.processors.trigger.match import Change, Tier, TieredMatch
+from headstart.processors.trigger.policies import Evidence, Policy, Reason, load_policy
 
-_SENTENCE_ENDS = (".", "?", "!", "…")
+_SENTENCE_ENDS = (".", "?", "!")
+_TRAILS_OFF = ("...", "…")
 
 
 class TriggerSettings(StageSettings):
@@ -23,16 +26,26 @@ class TriggerSettings(StageSettings):
 
     enabled: bool = True
     """Off: the pipeline behaves as if the stage were not there."""
+    policy: str = "confident"
+    """When words are trusted: `confident` (sure, complete, and the voice has fallen silent),
+    `eager` (sure and stable while the voice goes on), `final` (the recogniser has finished with
+    them), or a class of your own as `package.module:Class`."""
     threshold: float = Field(default=0.8, ge=0, le=1)
     """Least confidence (0..1) of the recogniser in its words."""
     stable_updates: int = Field(default=2, ge=1)
-    """How many updates in a row must bring the same words."""
+    """How many updates in a row must bring the same words: where the recogniser gives no
+    confidence, and always for `eager`."""
+    tail_ms: int = Field(default=200, ge=0)
+    """Voice, in ms, that the words need not cover at the end: less than another word takes."""
     min_words: int = Field(default=2, ge=1)
     """Fewer words than this are never answered early."""
     require_complete: bool = True
     """Whether the words must look finished: closed by punctuation, or by Smart Turn."""
     completeness: float = Field(default=0.5, ge=0, le=1)
     """Least score (0..1) of Smart Turn that counts as finished."""
+    min_silence_secs: float = Field(default=0.7, ge=0)
+    """Silence, in seconds, before which no early answer is let out, so that it does not cut in
+    when the user only takes a breath. A turn without one ends when it ends."""
     keep_extended: bool = True
     """Whether fillers and closers ("um", "please") that come later leave the answer valid."""
     max_per_turn: int = Field(default=3, ge=1)
@@ -50,31 +63,6 @@ class Action(StrEnum):
     FIRE = "fire"
     ABORT = "abort"
     COMMIT = "commit"
-
-
-class Reason(StrEnum):
-    """Why."""
-
-    OFF = "off"
-    NOTHING_PENDING = "nothing pending"
-    ALREADY_FIRED = "already fired"
-    TOO_FEW_WORDS = "too few words"
-    LOW_CONFIDENCE = "low confidence"
-    UNSTABLE = "unstable"
-    INCOMPLETE = "incomplete"
-    NO_ATTEMPTS_LEFT = "no attempts left"
-    OVER_BUDGET = "over budget"
-    CONFIDENT = "confident"
-    STABLE = "stable"
-    """No confidence is given; stability took its place."""
-    WORDS_CHANGED = "words changed"
-    NUMBER_CHANGED = "number changed"
-    NEGATION_CHANGED = "negation changed"
-    NAME_CHANGED = "name changed"
-    CANCELLED = "cancelled"
-    """From outside: a barge-in, a tool call, the end of the session."""
-    SAME_WORDS = "same words"
-    ONLY_FILLERS = "only fillers"
 
 
 _CHANGED = {
@@ -103,7 +91,8 @@ class Decision:
     """What to do, why, and with which attempt (none while waiting)."""
 
     action: Action
-    reason: Reason
+    reason: str
+    """A `Reason`, or what a policy of somebody else's says."""
     attempt: Attempt | None = None
 
 
@@ -113,13 +102,22 @@ class _Turn:
 
     attempts: int = 0
     pending: Attempt | None = None
+    given_up: str = ""
+    """The words of the attempt that was cancelled last."""
     finals: str = ""
     """The words of its finished segments."""
     heard: str = ""
     """All its words so far, the unfinished segment's included."""
+    is_final: bool = False
     confidence: float | None = None
     repeats: int = 0
     """How many updates in a row brought `heard`."""
+    covered_secs: float = 0.0
+    """Where the audio ends that `heard` covers."""
+    quiet_since_secs: float | None = None
+    """None while a voice is heard."""
+    ends_turn: bool | None = None
+    """Whether the recogniser itself takes the turn for over; None if it does not say."""
     score: float | None = None
     """Smart Turn's, since the user last spoke; None where it has not been asked."""
 
@@ -127,14 +125,32 @@ class _Turn:
 class TriggerPolicy:
     """Decides for one conversation. At most one attempt is pending at any time."""
 
-    def __init__(self, settings: TriggerSettings) -> None:
-        """Begin with nothing heard."""
+    def __init__(
+        self,
+        settings: TriggerSettings,
+        policy: Policy | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Begin with nothing heard.
+
+        Args:
+            settings: When an answer may begin early, and what that may cost.
+            policy: Says which words are trusted; by default the one that the settings name.
+            is_busy: Whether the models work for somebody who waits.
+
+        Raises:
+            UsageError: The settings name no policy that there is.
+        """
         self._settings = settings
+        self._policy = policy or load_policy(settings.policy)
+        self._is_busy = is_busy
         self._match = TieredMatch(keep_extended=settings.keep_extended)
         self._limit = SpendingLimit(settings.tokens_per_minute)
         self._breaker = Breaker(settings.max_discard_rate)
         self._turn = _Turn()
         self._begun = 0
+        self._interrupting = False
+        self._was_busy = False
 
     @property
     def pending(self) -> Attempt | None:
@@ -154,18 +170,33 @@ class TriggerPolicy:
         """The turn that has just begun goes on with one that had ended on these words."""
         self._turn.finals = _join(text, self._turn.finals)
 
-    def partial(self, text: str, confidence: float | None, at_secs: float) -> Decision:
+    def partial(
+        self,
+        text: str,
+        confidence: float | None,
+        at_secs: float,
+        *,
+        behind_secs: float = 0.0,
+        ends_turn: bool | None = None,
+    ) -> Decision:
         """The recogniser's newest hypothesis for the segment being spoken.
 
         Args:
             text: Of this segment; earlier segments of the turn came by `final`.
             confidence: 0..1; None or 0.0 where the provider gives none.
             at_secs: On the audio's clock.
+            behind_secs: Audio up to then that the text does not cover.
+            ends_turn: Whether the recogniser takes the turn for over; None from one that does
+                not predict that.
         """
-        whole = _join(self._turn.finals, text)
-        self._turn.confidence = confidence or None
-        self._turn.repeats = self._turn.repeats + 1 if self._is_repeat(whole) else 1
-        self._turn.heard = whole
+        turn = self._turn
+        resumed, turn.ends_turn = turn.ends_turn and ends_turn is False, ends_turn
+        whole = _join(turn.finals, text)
+        turn.repeats = turn.repeats + 1 if self._is_repeat(whole) else 1
+        turn.heard, turn.covered_secs, turn.is_final = whole, at_secs - behind_secs, False
+        turn.confidence = confidence or None
+        if resumed and turn.pending is not None:
+            return self._abort(Reason.RESUMED)
         return self._abort_if_changed() or self._consider(at_secs)
 
     def completeness(self, score: float, at_secs: float) -> Decision:
@@ -173,28 +204,51 @@ class TriggerPolicy:
         self._turn.score = score
         return self._consider(at_secs)
 
-    def speech_resumed(self) -> None:
-        """The user speaks again: what looked finished no longer does."""
+    def voice_ended(self, at_secs: float) -> Decision:
+        """The user has fallen silent, perhaps only for a moment."""
+        if self._turn.quiet_since_secs is None:
+            self._turn.quiet_since_secs = at_secs
+        return self._consider(at_secs)
+
+    def voice_began(self) -> None:
+        """The user speaks (again): what looked finished no longer does."""
+        self._turn.quiet_since_secs = None
         self._turn.score = None
 
-    def final(self, text: str, at_secs: float) -> Decision:
-        """A segment's final words. More segments may follow within the turn.
+    def interrupted(self) -> None:
+        """An answer is cut off; until `settled`, the context lacks what was heard of it."""
+        self._interrupting = True
 
-        A final text needs no repetition to be believed.
-        """
-        whole = _join(self._turn.finals, text)
-        self._turn.finals = whole
-        self._turn.repeats = self._settings.stable_updates
-        self._turn.confidence = None
-        self._turn.heard = whole
+    def settled(self, at_secs: float) -> Decision:
+        """The context says what was heard of the answer that was cut off."""
+        self._interrupting = False
+        return self._consider(at_secs)
+
+    def time_passed(self, at_secs: float) -> Decision:
+        """Look again, if nothing but busy models was in the way."""
+        if self._was_busy:
+            return self._consider(at_secs)
+        return Decision(Action.WAIT, Reason.NOTHING_PENDING)
+
+    def final(self, text: str, at_secs: float) -> Decision:
+        """A segment's final words. More segments may follow within the turn."""
+        turn = self._turn
+        turn.finals = turn.heard = _join(turn.finals, text)
+        turn.covered_secs, turn.is_final, turn.ends_turn = at_secs, True, None
+        turn.confidence = None
         return self._abort_if_changed() or self._consider(at_secs)
+
+    def keeps(self, text: str) -> bool:
+        """Whether the pending attempt answers these words."""
+        pending = self._turn.pending
+        return pending is not None and self._match.matches(pending.text, text)
 
     def turn_ended(self, text: str) -> Decision:
         """The turn is over with these words: what is pending is committed or aborted."""
         attempt = self._turn.pending
         if attempt is None:
             decision = Decision(Action.WAIT, Reason.NOTHING_PENDING)
-        elif self._match.matches(attempt.text, text):
+        elif self.keeps(text):
             tier = self._match.compare(attempt.text, text).tier
             reason = Reason.SAME_WORDS if tier is Tier.SAME else Reason.ONLY_FILLERS
             self._breaker.note(discarded=False)
@@ -208,6 +262,7 @@ class TriggerPolicy:
         """Something outside voids what is pending; the turn goes on."""
         if self._turn.pending is None:
             return Decision(Action.WAIT, Reason.NOTHING_PENDING)
+        self._turn.given_up = self._turn.pending.text
         return self._abort(Reason.CANCELLED)
 
     def spent(self, tokens: int, at_secs: float) -> None:
@@ -221,13 +276,10 @@ class TriggerPolicy:
         )
 
     def _abort_if_changed(self) -> Decision | None:
-        if self._turn.pending is None or self._match.matches(
-            self._turn.pending.text, self._turn.heard
-        ):
+        pending = self._turn.pending
+        if pending is None or self.keeps(self._turn.heard):
             return None
-        return self._abort(
-            _CHANGED[self._match.compare(self._turn.pending.text, self._turn.heard).change]
-        )
+        return self._abort(_CHANGED[self._match.compare(pending.text, self._turn.heard).change])
 
     def _abort(self, reason: Reason) -> Decision:
         attempt, self._turn.pending = self._turn.pending, None
@@ -235,40 +287,62 @@ class TriggerPolicy:
         return Decision(Action.ABORT, reason, attempt)
 
     def _consider(self, at_secs: float) -> Decision:
+        turn = self._turn
         reason = self._obstacle(at_secs)
+        self._was_busy = reason is Reason.BUSY
         if reason is not None:
             return Decision(Action.WAIT, reason)
-        self._turn.attempts += 1
+        turn.attempts += 1
         self._begun += 1
-        self._turn.pending = Attempt(self._begun, self._turn.heard, self._turn.confidence, at_secs)
-        why = Reason.STABLE if self._turn.confidence is None else Reason.CONFIDENT
-        return Decision(Action.FIRE, why, self._turn.pending)
+        turn.pending = Attempt(self._begun, turn.heard, turn.confidence, at_secs)
+        if turn.is_final:
+            why = Reason.FINAL
+        else:
+            why = Reason.STABLE if turn.confidence is None else Reason.CONFIDENT
+        return Decision(Action.FIRE, why, turn.pending)
 
-    def _obstacle(self, at_secs: float) -> Reason | None:
-        settings = self._settings
+    def _obstacle(self, at_secs: float) -> str | None:
+        settings, turn = self._settings, self._turn
         if not settings.enabled:
             return Reason.OFF
-        if self._turn.pending is not None:
+        if turn.pending is not None:
             return Reason.ALREADY_FIRED
-        if len(self._turn.heard.split()) < settings.min_words:
+        if len(turn.heard.split()) < settings.min_words:
             return Reason.TOO_FEW_WORDS
-        threshold = self._breaker.threshold(settings.threshold)
-        if self._turn.confidence is not None and self._turn.confidence < threshold:
-            return Reason.LOW_CONFIDENCE
-        if self._turn.repeats < settings.stable_updates:
-            return Reason.UNSTABLE
-        if settings.require_complete and not self._looks_complete():
-            return Reason.INCOMPLETE
-        if self._turn.attempts >= settings.max_per_turn:
+        if turn.given_up and self._match.matches(turn.given_up, turn.heard):
+            return Reason.GIVEN_UP
+        if (untrusted := self._policy.obstacle(self._evidence())) is not None:
+            return untrusted
+        if turn.attempts >= settings.max_per_turn:
             return Reason.NO_ATTEMPTS_LEFT
         if not self._limit.allows(at_secs):
             return Reason.OVER_BUDGET
-        return None
+        if self._interrupting:
+            return Reason.INTERRUPTING
+        return Reason.BUSY if self._is_busy() else None
+
+    def _evidence(self) -> Evidence:
+        settings, turn = self._settings, self._turn
+        quiet_since, tail_secs = turn.quiet_since_secs, settings.tail_ms / 1000
+        return Evidence(
+            text=turn.heard,
+            is_final=turn.is_final,
+            confidence=turn.confidence,
+            threshold=self._breaker.threshold(settings.threshold),
+            repeats=settings.stable_updates if turn.ends_turn else turn.repeats,
+            stable_updates=settings.stable_updates,
+            is_quiet=bool(turn.ends_turn)
+            or (quiet_since is not None and quiet_since <= turn.covered_secs + tail_secs),
+            looks_complete=not settings.require_complete or self._looks_complete(),
+        )
 
     def _looks_complete(self) -> bool:
+        if self._turn.ends_turn is not None:
+            return self._turn.ends_turn
         if self._turn.score is not None:
             return self._turn.score >= self._settings.completeness
-        return self._turn.heard.endswith(_SENTENCE_ENDS)
+        heard = self._turn.heard
+        return heard.endswith(_SENTENCE_ENDS) and not heard.endswith(_TRAILS_OFF)
 
 
 def _join(before: str, text: str) -> str:

@@ -155,6 +155,11 @@ class KokoroTTS(TTSService):
         """No: the synthesis does not happen inside `run_tts`."""
         return False
 
+    @property
+    def model_is_busy(self) -> bool:
+        """Whether the model speaks for somebody who waits."""
+        return self._engine is not None and self._engine.workload.is_committed
+
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Fetch the engine.
 

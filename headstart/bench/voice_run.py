@@ -1,0 +1,164 @@
+"""Runs a benchmark of voices: speed in random order, then quality, then cancellations."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from headstart import assets
+from headstart.bench.machine import machine, versions
+from headstart.bench.voice import Cancellation, Row, VoiceResults
+from headstart.bench.voice_speed import line
+from headstart.engines import hub
+from headstart.engines.kokoro import KokoroEngine, KokoroOptions
+from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
+from headstart.engines.kokoro.voices import Voices
+from headstart.engines.queue import Priority, Ticket
+from headstart.engines.whisper import WhisperEngine, WhisperOptions
+
+_WARM_UP = "This is only to warm up, so that nothing is measured that happens once."
+_LONG = (
+    "While the guests were waiting in the hall, the cook dropped the last of the plates, and "
+    "everybody turned to look at the kitchen door"
+)
+_CANCEL_AFTER_MS = (20, 60, 120, 200, 300, 450)
+
+
+@dataclass(frozen=True)
+class VoicePlan:
+    """What a benchmark of voices does."""
+
+    texts: Sequence[str]
+    voices: Sequence[str]
+    engines: Sequence[str]
+    parts: Sequence[str]
+    """Of `speed`, `quality`, `cancelling`."""
+    repeat: int
+    seed: int
+    command: str
+
+    @property
+    def ours(self) -> list[str]:
+        """The engines that are not Pipecat's."""
+        return [name for name in self.engines if name != "pipecat"]
+
+    def steps(self) -> int:
+        """How many there are to show progress by."""
+        clauses = len(self.texts) * len(self.voices)
+        return (
+            ("speed" in self.parts) * clauses * self.repeat * len(self.engines)
+            + ("quality" in self.parts) * ("torch" in self.engines) * clauses
+            + ("cancelling" in self.parts) * len(self.ours) * len(_CANCEL_AFTER_MS)
+        )
+
+
+@dataclass
+class VoiceRun:
+    """One benchmark under way."""
+
+    plan: VoicePlan
+    on_step: Callable[[str], None]
+    results: VoiceResults = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.results = VoiceResults(
+            command=self.plan.command,
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=self.plan.seed,
+            versions=versions(),
+            machine=machine(),
+        )
+
+    async def run(self) -> None:
+        """Fill `results`; what is there already stays if it is broken off.
+
+        Raises:
+            HeadstartError: An engine did not load or failed.
+        """
+        begun = time.monotonic()
+        try:
+            if "speed" in self.plan.parts:
+                await self._speed()
+            if "cancelling" in self.plan.parts:
+                await self._cancelling()
+            if "quality" in self.plan.parts and "torch" in self.plan.engines:
+                await self._quality()
+        finally:
+            self.results.duration_s = time.monotonic() - begun
+
+    async def _speed(self) -> None:
+        random_ = random.Random(self.plan.seed)
+        order = [(v, t) for v in self.plan.voices for t in self.plan.texts] * self.plan.repeat
+        random_.shuffle(order)
+        async with AsyncExitStack() as stack:
+            lines = []
+            for name in self.plan.engines:
+                self.on_step(f"loading {name}")
+                lines.append(await stack.enter_async_context(line(name)))
+            for one in lines * 2:
+                await one.speak(_WARM_UP, self.plan.voices[0])
+            for voice, text in order:
+                # Whatever else the machine does hits all alike.
+                for one in random_.sample(lines, len(lines)):
+                    row = (await one.speak(text, voice)).row(one.engine, voice, text)
+                    self.results.rows.append(row)
+                    self.on_step("")
+
+    async def _cancelling(self) -> None:
+        for name in self.plan.ours:
+            engine = await hub.shared.get(KokoroEngine, _options(name))
+            for after_ms in _CANCEL_AFTER_MS:
+                ticket = Ticket(Priority.SPECULATIVE)
+                asyncio.get_running_loop().call_later(after_ms / 1000, ticket.cancel)
+                begun = time.monotonic()
+                async for _ in engine.speak(_LONG, voice=self.plan.voices[0], ticket=ticket):
+                    pass
+                freed_ms = 1000 * (time.monotonic() - begun) - after_ms
+                if ticket.cancelled:
+                    self.results.cancellations.append(
+                        Cancellation(engine=name, after_ms=after_ms, freed_ms=max(0.0, freed_ms))
+                    )
+                self.on_step("")
+
+    async def _quality(self) -> None:
+        from headstart.bench.voice_quality import FixedPace, Judge
+        from headstart.engines.kokoro.torch_engine import TorchKokoro
+
+        self.on_step("loading the judge")
+        pace = FixedPace()
+        backend = TorchKokoro(model_file(assets.path(MODEL)), threads=2, pace=pace)
+        listener = WhisperEngine.load(WhisperOptions())
+        judge = Judge(backend, pace, Voices(assets.path(VOICES)), listener)
+        try:
+            for voice in self.plan.voices:
+                for number, text in enumerate(self.plan.texts):
+                    found = await judge.judge(text, voice, self.plan.seed + 2 * number)
+                    for row in self._rows_of(voice, text):
+                        row.lmd_db, row.floor_db = found.lmd_db, found.floor_db
+                        row.level_db, row.seam_db = found.level_db, found.seam_db
+                        row.same_transcript = found.same_transcript
+                    self.on_step("")
+        finally:
+            listener.close()
+            backend.close()
+
+    def _rows_of(self, voice: str, text: str) -> list[Row]:
+        """The rows of torch for this clause; a new one if its speed was not measured."""
+        found = [
+            row
+            for row in self.results.rows
+            if (row.engine, row.voice, row.text) == ("torch", voice, text)
+        ]
+        if not found:
+            found = [Row(engine="torch", voice=voice, text=text, words=len(text.split()))]
+            self.results.rows += found
+        return found
+
+
+def _options(engine: str) -> KokoroOptions:
+    return KokoroOptions(engine="torch" if engine == "torch" else "onnx")

@@ -1,0 +1,165 @@
+"""The benchmark of voices: what it measures, on audio whose truth is known."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from headstart.bench.voice import (
+    Cancellation,
+    Row,
+    VoiceResults,
+    chosen_texts,
+    chosen_voices,
+    shipped_texts,
+)
+from headstart.bench.voice_quality import (
+    FixedPace,
+    level_difference,
+    log_mel_distance,
+    seam_energy,
+)
+from headstart.bench.voice_report import write_voice_report
+from headstart.bench.voice_run import VoicePlan, VoiceRun
+from headstart.bench.voice_speed import Take
+from headstart.engines.kokoro import SAMPLE_RATE
+from headstart.engines.kokoro.fit import sentences
+from headstart.errors import HeadstartError, UsageError
+
+
+def tone(secs: float, level: float = 0.1) -> NDArray[np.float32]:
+    at = np.arange(round(secs * SAMPLE_RATE)) / SAMPLE_RATE
+    return (level * np.sin(2 * np.pi * 220 * at)).astype(np.float32)
+
+
+def silence(secs: float) -> NDArray[np.float32]:
+    return np.zeros(round(secs * SAMPLE_RATE), np.float32)
+
+
+def plain(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())
+
+
+def test_a_hundred_texts_of_four_lengths_ship_and_none_was_fitted_on() -> None:
+    texts = shipped_texts()
+    assert len({plain(text) for text in texts}) == 100
+    assert [len(text.split()) for text in texts] == [3] * 25 + [6] * 25 + [12] * 25 + [25] * 25
+    assert not {plain(text) for text in texts} & {plain(text) for text in sentences()}
+
+
+def test_a_few_texts_are_of_all_lengths() -> None:
+    assert [len(text.split()) for text in chosen_texts("4")] == [3, 6, 12, 25]
+
+
+def test_silence_at_the_start_counts_as_waiting() -> None:
+    take = Take(10.0, [(10.5, np.concatenate([silence(0.25), tone(0.75)]))])
+    row = take.row("onnx", "af_heart", "Three little words.")
+    assert row.first_chunk_ms == pytest.approx(500)
+    assert row.first_audible_ms == pytest.approx(750, abs=1)
+    assert row.rtf == pytest.approx(0.5)
+    assert (row.underruns, row.words) == (0, 3)
+
+
+def test_audio_that_comes_after_the_playback_has_run_dry_is_an_underrun() -> None:
+    pieces = [(0.1, tone(0.2)), (0.25, tone(0.1)), (0.7, tone(0.5))]
+    row = Take(0.0, pieces).row("torch", "af_heart", "Some words.")
+    assert row.underruns == 1
+    assert row.gap_ms == pytest.approx(300)
+
+
+def test_nothing_heard_has_no_figures() -> None:
+    assert Take(0.0).row("torch", "af_heart", "...").first_audible_ms is None
+
+
+def test_the_same_audio_is_no_distance_apart_and_a_louder_one_is_louder() -> None:
+    audio = tone(0.5) + np.random.default_rng(1).normal(0, 0.01, 12_000).astype(np.float32)
+    assert log_mel_distance(audio, audio) == 0
+    assert level_difference(audio, 2 * audio) == pytest.approx(6.02, abs=0.01)
+    assert log_mel_distance(audio, 2 * audio) == pytest.approx(6.0, abs=0.2)
+
+
+def test_a_click_at_a_seam_is_found_and_one_elsewhere_is_not() -> None:
+    whole = tone(0.5)
+    clicked = whole.copy()
+    clicked[6000] += 0.05
+    at_seam, elsewhere = (seam_energy(whole, clicked, [seam]) for seam in (6000, 3000))
+    assert at_seam is not None and at_seam > 12
+    assert elsewhere is not None and elsewhere < 1
+    assert seam_energy(whole, clicked, []) is None
+
+
+def test_chunks_cover_the_clause_whatever_the_machine_does() -> None:
+    pace, begin = FixedPace(), 0
+    while begin < 307:
+        begin = pace.next_chunk(begin, 307, None)
+    assert pace.cuts[0] == 16
+    assert pace.cuts[-1] == 307
+    assert all(after - before >= 16 for before, after in itertools.pairwise(pace.cuts))
+
+
+def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there are 1 to 100"):
+        chosen_texts("0")
+    with pytest.raises(HeadstartError, match="cannot be read"):
+        chosen_texts(str(tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text("...\n")
+    with pytest.raises(UsageError, match="holds no text"):
+        chosen_texts(str(tmp_path / "empty.txt"))
+    with pytest.raises(UsageError, match="knows English only"):
+        chosen_voices("ff_siwis", ["af_heart", "ff_siwis"])
+    assert chosen_voices("1", ["af_heart", "ff_siwis"]) == ["af_heart"]
+
+
+async def test_both_services_speak_in_one_run_and_a_cancelled_request_ends(tmp_path: Path) -> None:
+    plan = VoicePlan(
+        texts=["Yes, of course."],
+        voices=["af_heart"],
+        engines=["onnx", "pipecat"],
+        parts=["speed", "cancelling"],
+        repeat=1,
+        seed=0,
+        command="test",
+    )
+    steps: list[str] = []
+    run = VoiceRun(plan, steps.append)
+    await run.run()
+    rows = {row.engine: row for row in run.results.rows}
+    assert set(rows) == {"onnx", "pipecat"}
+    for row in rows.values():
+        assert row.first_audible_ms is not None and row.first_chunk_ms is not None
+        assert row.first_audible_ms >= row.first_chunk_ms > 0
+    assert steps.count("") == plan.steps()
+    assert {one.engine for one in run.results.cancellations} == {"onnx"}
+
+
+def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
+    rows = [
+        Row(engine=engine, voice="af_heart", text=f"text {n}", words=3, first_audible_ms=ms + n,
+            first_chunk_ms=ms, rtf=0.5, underruns=0, gap_ms=0.0, audio_s=1.0)
+        for engine, ms in (("torch", 200), ("pipecat", 1500))
+        for n in range(3)
+    ]  # fmt: skip
+    for row in rows[:3]:
+        row.lmd_db, row.floor_db, row.level_db, row.seam_db = 1.2, 0.8, -0.1, 0.4
+        row.same_transcript = True
+    results = VoiceResults(
+        command="headstart bench tts",
+        started_at="now",
+        seed=0,
+        versions={"python": "3"},
+        machine={"cores": 2},
+        rows=rows,
+        cancellations=[Cancellation(engine="torch", after_ms=100, freed_ms=12)],
+    )
+    write_voice_report(results, tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "| 3, torch | 201 | 202 |" in report
+    assert "| torch | 0.13 (" in report
+    assert "| af_heart | 1.20 | 0.80 | 1.50 | -0.10 | -0.10 | 0.4 | 0.4 | 3 of 3 |" in report
+    assert "| torch | 12 | 12 | 12 | 1 |" in report
+    assert (tmp_path / "first-audible.svg").read_text().startswith("<svg")
+    assert VoiceResults.model_validate_json((tmp_path / "tts.json").read_text()) == results
