@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
 import subprocess
 import sys
-import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +26,7 @@ from headstart.engines.kokoro.measure import Measurement
 from headstart.engines.kokoro.norms import NormPredictor
 from headstart.engines.kokoro.onnx import OnnxKokoro
 from headstart.engines.kokoro.pace import FRAME_SECS, Pace, Playback
+from headstart.engines.kokoro.package import KokoroPackage
 from headstart.engines.kokoro.phonemes import Phonemizer
 from headstart.engines.kokoro.silence import loudest
 from headstart.engines.kokoro.source import FRAME
@@ -42,36 +36,6 @@ from headstart.engines.kokoro.voices import Voices
 from headstart.engines.kokoro.weights import load_weights
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError
-
-CONFIG: dict[str, Any] = {
-    "vocab": DEFAULT_VOCAB,
-    "n_token": 178,
-    "hidden_dim": 512,
-    "style_dim": 128,
-    "n_layer": 3,
-    "max_dur": 50,
-    "dropout": 0.2,
-    "text_encoder_kernel_size": 5,
-    "n_mels": 80,
-    "plbert": {
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "intermediate_size": 2048,
-        "max_position_embeddings": 512,
-        "num_hidden_layers": 12,
-        "dropout": 0.1,
-    },
-    "istftnet": {
-        "upsample_kernel_sizes": [20, 12],
-        "upsample_rates": [10, 6],
-        "gen_istft_hop_size": 5,
-        "gen_istft_n_fft": 20,
-        "resblock_dilation_sizes": [[1, 3, 5]] * 3,
-        "resblock_kernel_sizes": [3, 7, 11],
-        "upsample_initial_channel": 512,
-    },
-}
-"""Of Kokoro-82M v1.0, as its model card's `config.json` has it."""
 
 SENTENCE = "The capital of France is Paris, and it is a very old town."
 
@@ -103,46 +67,28 @@ def tokens_of(text: str, voice: str = "af_heart") -> NDArray[np.int64]:
     return np.array([DEFAULT_VOCAB[phoneme] for phoneme in clause.phonemes], np.int64)
 
 
-@pytest.fixture(scope="module")
-def reference(weights: Path) -> Any:
-    """The package's own network with the same weights, without spaCy and what else it imports."""
-    spec = importlib.util.find_spec("kokoro")
-    assert spec is not None
-    bare = ModuleType("kokoro")
-    bare.__path__ = list(spec.submodule_search_locations or ())
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        patch.setitem(sys.modules, "kokoro", bare)
-        torch.save({}, Path(folder, "empty.pth"))
-        model: Any = importlib.import_module("kokoro.model").KModel(
-            "hexgrad/Kokoro-82M", CONFIG, str(Path(folder, "empty.pth"))
-        )
-    for module in model.modules():
-        if hasattr(module, "weight_g"):
-            torch.nn.utils.remove_weight_norm(module)
-    left = model.load_state_dict(load_weights(weights), strict=False)
-    # Identity norms and a pooler are all that the export has folded away.
-    assert all(re.search(r"\.norm\.(weight|bias)$|^bert\.pooler", n) for n in left.missing_keys)
-    return model.eval().requires_grad_(False)
-
-
-def test_the_network_is_the_one_of_the_kokoro_package(
-    backend: TorchKokoro, reference: Any, voices: Voices
+def test_streamed_speech_is_what_the_kokoro_package_makes(
+    backend: TorchKokoro, weights: Path, voices: Voices
 ) -> None:
+    package = KokoroPackage(weights, threads=2, device="cpu")
     tokens = tokens_of("Yes, of course.")
     style = voices.style("af_heart", len(tokens))
-    with torch.inference_mode():
-        front = backend._front_end(tokens, style, 1.0, Abort())
-        wave, _ = backend._generator.whole(front, Abort())
-        ids = torch.from_numpy(np.concatenate([[0], tokens, [0]]))[None]
-        audio, durations = reference.forward_with_tokens(ids, torch.from_numpy(style))
-    assert durations.tolist() == front.durations.tolist()
+    spoken = []
+    for runtime in (package, backend):
+        rendering = runtime.render(
+            tokens, style, voice="af_heart", speed=1.0, pause=2400, abort=Abort()
+        )
+        assert rendering is not None
+        spoken.append((rendering.durations.tolist(), np.concatenate(list(rendering.pieces))))
+    (durations, audio), (streamed_durations, streamed) = spoken
+    assert streamed_durations == durations
     # Both add noise of their own.
-    assert abs(20 * np.log10(float(wave.std() / audio.std()))) < 0.2
+    assert abs(20 * np.log10(streamed.std() / audio.std())) < 0.5
+    abort = Abort()
+    abort.request()
+    given_up = package.render(tokens, style, voice="", speed=1.0, pause=2400, abort=abort)
+    assert given_up is None
+    package.close()
 
 
 def test_speaking_needs_no_package_but_torch(weights: Path) -> None:

@@ -16,7 +16,7 @@ class Row(BaseModel):
     """A text, spoken once. Times are from the moment at which the text was handed over."""
 
     engine: str
-    """`torch`, `onnx`, or `pipecat`: its own KokoroTTSService."""
+    """`torch`, `onnx`, `kmodel` (of Kokoro's authors), or `pipecat`: its own KokoroTTSService."""
     voice: str
     text: str
     words: int

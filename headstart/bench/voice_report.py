@@ -14,7 +14,7 @@ from headstart.bench.voice import Row, VoiceResults, p50, p95
 from headstart.errors import HeadstartError
 
 Rows = list[list[str]]
-_HUES = {"torch": "#0969da", "onnx": "#1a7f37", "pipecat": "#bc4c00"}
+_HUES = {"torch": "#0969da", "onnx": "#1a7f37", "kmodel": "#8250df", "pipecat": "#bc4c00"}
 _INK, _DIM, _LINE = "#24292f", "#6e7781", "#d8dee4"
 
 

@@ -20,6 +20,7 @@ from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
 from headstart.engines.kokoro.voices import Voices
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
+from headstart.processors.tts import KokoroSettings
 
 _WARM_UP = "This is only to warm up, so that nothing is measured that happens once."
 _LONG = (
@@ -161,4 +162,5 @@ class VoiceRun:
 
 
 def _options(engine: str) -> KokoroOptions:
-    return KokoroOptions(engine="torch" if engine == "torch" else "onnx")
+    # As a stage has it, so that the engine is the same one.
+    return KokoroOptions(engine=KokoroSettings.model_validate({"engine": engine}).engine)

@@ -135,7 +135,7 @@ class _End(FrameProcessor):
 
 @asynccontextmanager
 async def line(engine: str) -> AsyncIterator[Line]:
-    """A voice in a pipeline, ready to speak: `torch`, `onnx` or `pipecat`."""
+    """A voice in a pipeline, ready to speak: `torch`, `onnx`, `kmodel` or `pipecat`."""
     stage: TTSService
     if engine == "pipecat":
         stage = stock.KokoroTTS()

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from headstart.errors import HeadstartError, UsageError
 
-_ENGINES = ("torch", "onnx", "pipecat")
+_ENGINES = ("torch", "onnx", "kmodel", "pipecat")
 _PARTS = ("speed", "quality", "cancelling")
 
 
@@ -42,8 +42,9 @@ def bench_tts(
 ) -> None:
     """Measure how soon, how fast and how truly the voice speaks.
 
-    Each engine speaks as a service in a Pipecat pipeline, on the same weights; `pipecat` is its
-    own KokoroTTSService. Quality compares torch's streamed clauses with whole ones.
+    Each engine speaks as a service in a Pipecat pipeline, on the same weights; `kmodel` is the
+    network of Kokoro's authors, `pipecat` Pipecat's own KokoroTTSService. Quality compares
+    torch's streamed clauses with whole ones.
 
     [bold]Examples[/bold]
 

@@ -68,13 +68,19 @@ def load_best(model: Path, voices: Voices, *, threads: int, memory: Path) -> Bac
 
 
 def load(name: str, model: Path, *, threads: int) -> Backend:
-    """A runtime by name, `onnx` or `torch`."""
+    """A runtime by name: `onnx`, `torch`, or `kmodel`, which is what torch means on a CUDA card."""
     if name == "onnx":
         return OnnxKokoro(model, threads=threads)
+    import torch
+
+    from headstart.engines.kokoro.package import KokoroPackage
     from headstart.engines.kokoro.torch_engine import TorchKokoro
     from headstart.engines.kokoro.weights import original_checkpoint
 
-    return TorchKokoro(original_checkpoint() or model, threads=threads)
+    weights = original_checkpoint() or model
+    if name == "kmodel" or torch.cuda.is_available():
+        return KokoroPackage(weights, threads=threads)
+    return TorchKokoro(weights, threads=threads)
 
 
 def decide(figures: dict[str, Measurement]) -> Choice:

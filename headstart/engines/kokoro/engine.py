@@ -37,8 +37,9 @@ _CAPACITY = 256
 class KokoroOptions:
     """What a Kokoro engine is loaded with."""
 
-    engine: Literal["auto", "onnx", "torch"] = "auto"
-    """What runs the network; `auto` takes the faster one of those that are installed."""
+    engine: Literal["auto", "onnx", "torch", "kmodel"] = "auto"
+    """What runs the network; `auto` takes the faster one of onnx and torch. `kmodel` is the
+    authors' package, a whole clause at a time; torch means it where there is a CUDA card."""
     threads: int = 2
     """Of one clause's computation."""
 

@@ -70,8 +70,9 @@ class KokoroSettings(StageSettings):
     speed: float = Field(default=1.0, ge=0.5, le=2.0)
     """Rate of speech; 1 is the voice's own."""
 
-    engine: Literal["auto", "onnx", "torch"] = "auto"
-    """What runs the network; `auto` takes the one that is faster on this machine."""
+    engine: Literal["auto", "onnx", "torch", "kmodel"] = "auto"
+    """What runs the network; `auto` takes the faster one of onnx and torch on this machine.
+    `kmodel` is the authors' package, a whole clause at a time; torch means it on a CUDA card."""
 
     threads: int = Field(default=2, ge=1)
     """Threads of the process for one clause, shared by all sessions."""
