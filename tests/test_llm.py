@@ -19,6 +19,7 @@ from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
     Frame,
+    FunctionCallResultFrame,
     InterruptionFrame,
     LLMContextFrame,
     LLMFullResponseEndFrame,
@@ -33,6 +34,7 @@ from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.services.llm_service import FunctionCallParams
 from pipecat.workers.runner import WorkerRunner
 from pydantic import ValidationError
 
@@ -40,7 +42,7 @@ from headstart import assets
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine, LlamaOptions
 from headstart.errors import UsageError
-from headstart.frames import WarmUpFrame
+from headstart.frames import WarmUpFrame, mark_attempt
 from headstart.processors.llm import AnthropicLLM, LLMSettings
 
 PROMPT = "You are a helpful voice assistant. Answer in one short sentence."
@@ -390,8 +392,8 @@ def refuses(status: int, kind: str, message: str) -> Reply:
     return reply
 
 
-def says(*words: str, whole: bool, error: str | None = None) -> Reply:
-    """Streams words; stops short unless `whole`."""
+def says(*words: str, whole: bool, error: str | None = None, calls: str | None = None) -> Reply:
+    """Streams words, then perhaps a tool's name; stops short unless `whole`."""
 
     async def reply(_: bytes, writer: asyncio.StreamWriter) -> None:
         def event(kind: str, **data: Any) -> None:
@@ -411,7 +413,14 @@ def says(*words: str, whole: bool, error: str | None = None) -> Reply:
             event("error", error={"type": error, "message": "Overloaded"})
         if whole:
             event("content_block_stop", index=0)
-            event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
+            if calls:
+                tool = {"type": "tool_use", "id": "call", "name": calls, "input": {}}
+                event("content_block_start", index=1, content_block=tool)
+                arguments = {"type": "input_json_delta", "partial_json": '{"at": "once"}'}
+                event("content_block_delta", index=1, delta=arguments)
+                event("content_block_stop", index=1)
+            reason = "tool_use" if calls else "end_turn"
+            event("message_delta", delta={"stop_reason": reason}, usage=usage)
             event("message_stop")
 
     return reply
@@ -475,6 +484,70 @@ async def test_a_request_that_failed_before_a_word_is_sent_again() -> None:
         assert asked["system"][0]["cache_control"] == {"type": "ephemeral"}
         assert asked["max_tokens"] == 256
         assert "temperature" not in asked
+
+
+# What an answer to a turn that has not ended may do
+
+
+async def begin_early(talking: Talk) -> None:
+    talking.stage.work_ahead()
+    early = LLMContextFrame(context("Look it up."), speculation=True)
+    mark_attempt(early, 1)
+    await talking.send(UserStartedSpeakingFrame(), early)
+
+
+async def end_turn(talking: Talk) -> None:
+    for _ in range(200):  # what might be done too early has time to be
+        await asyncio.sleep(0)
+    end = UserStoppedSpeakingFrame()
+    mark_attempt(end, 1)
+    await talking.send(end)
+
+
+@pytest.mark.parametrize("safe_tools", [(), ("look",)])
+async def test_a_tool_waits_for_the_end_of_the_turn_unless_it_is_safe(
+    safe_tools: tuple[str, ...],
+) -> None:
+    called: list[tuple[bool, Any]] = []
+    looked = asyncio.Event()
+
+    async with (
+        api(says("Well.", whole=True, calls="look")) as (url, _),
+        talk(base_url=url, api_key=KEY, safe_tools=safe_tools) as talking,
+    ):
+
+        async def look(params: FunctionCallParams) -> None:
+            called.append((bool(talking.kinds(UserStoppedSpeakingFrame)), params.arguments))
+            looked.set()
+            await params.result_callback({"found": "it"})
+
+        talking.stage.register_function("look", look)
+        await begin_early(talking)
+        await talking.until(LLMTextFrame)
+        if safe_tools:
+            async with asyncio.timeout(DEADLINE_SECS):
+                await looked.wait()
+        await end_turn(talking)
+        result = await talking.until(FunctionCallResultFrame)
+        assert isinstance(result, FunctionCallResultFrame)
+        assert result.result == {"found": "it"}
+    assert called == [(not safe_tools, {"at": "once"})], "once"
+
+
+async def test_an_early_answer_pauses_at_its_limit_and_is_whole_in_the_end() -> None:
+    words = ["abcd "] * 20
+    async with (
+        api(says(*words, whole=True)) as (url, _),
+        talk(base_url=url, api_key=KEY, max_speculative_tokens=8) as talking,
+    ):
+        await begin_early(talking)
+        await talking.until(LLMTextFrame, 7)  # 35 letters; 8 tokens are 32
+        await end_turn(talking)
+        await talking.until(UserStoppedSpeakingFrame)
+        kinds = talking.kinds(LLMTextFrame, UserStoppedSpeakingFrame)
+        assert kinds.index(UserStoppedSpeakingFrame) == 7
+        await talking.until(LLMFullResponseEndFrame)
+        assert talking.texts == ["".join(words)]
 
 
 # Any order of events

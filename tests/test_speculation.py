@@ -231,11 +231,14 @@ def check(world: World) -> None:
                 assert f"reply{heard.reply}" in known, "asked with all that was heard before"
     replies = [heard.reply for heard in world.heard]
     assert len(set(replies)) == len(replies), "I6: an answer is heard once"
-    for message in world.messages:
-        if message["role"] == "assistant" and message.get("content"):
-            spoken = message["content"].split()
-            (heard,) = (h for h in world.heard if spoken[0] == f"reply{h.reply}")
-            assert len(spoken) <= len(heard.pieces), "the context keeps what was heard"
+    contents = [m["content"] for m in world.messages if m["role"] == "assistant" and "content" in m]
+    kept = {content.split()[0]: len(content.split()) for content in contents}
+    assert len(kept) == len(contents), "an answer is kept once"
+    for heard in world.heard:
+        # One piece is one word; the last may have been heard in part.
+        missing = len(heard.pieces) - kept.pop(f"reply{heard.reply}", 0)
+        assert missing in (0, 1), "the context keeps what was heard"
+    assert not kept, "the context keeps nothing else"
 
     ends = [at for at, _ in world.of(UserStoppedSpeakingFrame)]
     texts = {at: frame.text for at, frame in world.of(LLMContextUserTurnFrame)}
@@ -342,6 +345,20 @@ def test_the_context_keeps_what_was_heard_of_an_answer_that_was_held() -> None:
     world = talk([*ASKED, *barge_in])
     assert world.heard[0].pieces == [1, 2, 3]
     assert world.messages[1]["content"] == "reply1 says one."
+
+
+def test_the_context_keeps_what_was_heard_of_an_answer_to_a_tool_of_one_that_was_held() -> None:
+    # Its last sentence, complete when the tool is called, was not made before the turn's end.
+    held: list[Step] = [*ASKED, ("wait", 1.0), *ENDED[:2], ("wait", 1.5)]
+    world = talk([*held, *ASKED, *ENDED], Model.SPEAKS_AND_CALLS, Model.LONG)
+    assert world.heard[1].reply == 2
+    assert world.messages[4]["content"].startswith("reply2 is one of")
+
+
+def test_the_voice_stops_when_the_user_comes_in_whatever_the_connection_does() -> None:
+    # It is still open, and takes 0.3 s to close; each piece of the answer takes 0.1 s.
+    world = talk([*ASKED[:1], *ENDED[:2], ("wait", 0.55), *ASKED, *ENDED], Model.LONG)
+    assert (world.heard[0].reply, world.heard[0].pieces) == (1, [1, 2, 3])
 
 
 def test_an_attempt_knows_what_was_heard_of_the_answer_that_it_interrupts(

@@ -13,6 +13,7 @@ from pipecat.frames.frames import (
     LLMFullResponseStartFrame,
     SystemFrame,
     TTSAudioRawFrame,
+    TTSTextFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
@@ -121,6 +122,8 @@ class ReleaseGate(FrameProcessor):
         """When the first of the held audio came, on the pipeline's clock."""
         self._late_ns = 0
         """By how much later than it was made the response is played."""
+        self._word_pts: int | None = None
+        """When the response's last word so far was to be heard, had it not been held."""
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Push, hold or drop the frame."""
@@ -128,8 +131,8 @@ class ReleaseGate(FrameProcessor):
         if direction is FrameDirection.UPSTREAM:
             await self.push_frame(frame, direction)
             return
-        if isinstance(frame, LLMFullResponseStartFrame):
-            self._ready_ns, self._late_ns = None, 0
+        if isinstance(frame, LLMFullResponseStartFrame | InterruptionFrame):
+            self._ready_ns, self._late_ns, self._word_pts = None, 0, None
         was_holding = self._hold.is_holding
         leaving = self._hold.process(frame)
         now_ns = self.get_clock().get_time()
@@ -137,12 +140,24 @@ class ReleaseGate(FrameProcessor):
             if self._ready_ns is None and isinstance(frame, TTSAudioRawFrame):
                 self._ready_ns = now_ns
         elif was_holding and self._ready_ns is not None:
-            # Words are timed by when their audio was made; they are heard later.
             self._late_ns = now_ns - self._ready_ns
         for passing in leaving:
-            if passing.pts:
-                passing.pts += self._late_ns
+            self._postpone(passing)
             await self.push_frame(passing)
+            if isinstance(passing, LLMFullResponseEndFrame):
+                self._late_ns, self._word_pts = 0, None
         if samples := self._hold.take_dropped_samples():
             secs = samples / self.processor_setup.audio_out_sample_rate
             await self.push_frame(SpeculationDroppedFrame(audio_secs=secs))
+
+    def _postpone(self, frame: Frame) -> None:
+        """Time a frame by when the response is played, not by when it was made."""
+        if not self._late_ns or not frame.pts:
+            return
+        if isinstance(frame, TTSTextFrame):
+            self._word_pts = frame.pts
+        elif self._word_pts is not None:
+            # What a voice that had waited says next is timed by the clock, and that is late
+            # already. Later still, it would hold up the words of the next response.
+            frame.pts = min(frame.pts, self._word_pts)
+        frame.pts += self._late_ns
