@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median
+
 FRAME_SECS = 0.0125
 
 _FIRST = 16
@@ -10,25 +13,31 @@ _LEAST, _MOST = 16, 96
 """Frames of a later chunk."""
 _FIXED = 3.0
 """What a chunk costs whatever its length, in frames."""
-_MARGIN = 1.3
+_MARGIN = 1.4
 """How much slower than expected a chunk may be."""
+_REMEMBERED = 15
+"""Chunks, those of about a clause."""
 
 
 class Pace:
     """Decides how long the next chunk is and when the first may be heard.
 
-    Knows from the chunks before, of all clauses, how long a frame takes.
+    Knows from the chunks before, of all clauses, how long a frame takes. It is the median that
+    counts: a few chunks that another model slowed down say nothing about the next clause.
     """
 
     def __init__(self, frame_secs: float = FRAME_SECS / 2) -> None:
         """Begin with an estimate of the seconds that a frame takes to compute."""
-        self.frame_secs = frame_secs
+        self._lately = deque([frame_secs], maxlen=_REMEMBERED)
+
+    @property
+    def frame_secs(self) -> float:
+        """Seconds that a frame takes to compute."""
+        return median(self._lately)
 
     def measured(self, frames: int, secs: float) -> None:
         """A chunk of so many frames took so long."""
-        change = secs / (frames + _FIXED) - self.frame_secs
-        # Bad news counts at once, good news slowly: a gap is worse than a late beginning.
-        self.frame_secs += (0.5 if change > 0 else 0.2) * change
+        self._lately.append(secs / (frames + _FIXED))
 
     def next_chunk(self, begin: int, end: int, ahead_secs: float | None) -> int:
         """Where the chunk ends that begins at frame `begin` of a clause that ends at `end`.
