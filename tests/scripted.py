@@ -319,7 +319,7 @@ class World(BaseObserver):
         self.hub = _Hub(engines)
         self.transport = MemoryTransport(on_played=self._played)
         # The script is its client; one of the SDK's would read certificates for 40 ms.
-        with patch.object(llm, "_client", lambda _: object()):
+        with patch.object(llm, "client_for", lambda _: object()):
             self.built = build(_spec(stages, plain), self.transport)
         self.llm = _stage(self.built, ScriptedLLM)
         self.frames: list[tuple[float, Frame]] = []
