@@ -19,7 +19,8 @@ on one slot. Its own default is 8 GiB."""
 
 _NICENESS = 10
 """Once a clause is written, the voice is what the user waits for. On two cores its first audio
-came after 0.55 s instead of 0.78 s for it (8 utterances, p50)."""
+came after 0.55 s instead of 0.78 s for it (p50 of 8 runs
+of 4 utterances each)."""
 
 _BATCH_TOKENS = 128
 """A request that was given up frees its slot after one batch of its prompt at the latest."""
