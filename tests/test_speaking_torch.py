@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kokoro_onnx.config import DEFAULT_VOCAB
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from headstart import assets
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine
 from headstart.engines.kokoro.backend import Abort, AbortedError
 from headstart.engines.kokoro.choose import decide
+from headstart.engines.kokoro.convolution import Conv
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
 from headstart.engines.kokoro.front import Front
 from headstart.engines.kokoro.measure import Measurement
@@ -29,7 +31,7 @@ from headstart.engines.kokoro.pace import FRAME_SECS, Pace, Playback
 from headstart.engines.kokoro.package import KokoroPackage
 from headstart.engines.kokoro.phonemes import Phonemizer
 from headstart.engines.kokoro.silence import loudest
-from headstart.engines.kokoro.source import FRAME
+from headstart.engines.kokoro.source import FRAME, Source
 from headstart.engines.kokoro.stream import Generator
 from headstart.engines.kokoro.torch_engine import TorchKokoro
 from headstart.engines.kokoro.voices import Voices
@@ -71,19 +73,24 @@ def test_streamed_speech_is_what_the_kokoro_package_makes(
     backend: TorchKokoro, weights: Path, voices: Voices
 ) -> None:
     package = KokoroPackage(weights, threads=2, device="cpu")
+    exact = TorchKokoro(weights, threads=1, int8=False)
     tokens = tokens_of("Yes, of course.")
     style = voices.style("af_heart", len(tokens))
     spoken = []
-    for runtime in (package, backend):
+    for runtime in (package, exact, backend):
         rendering = runtime.render(
             tokens, style, voice="af_heart", speed=1.0, pause=2400, abort=Abort()
         )
         assert rendering is not None
         spoken.append((rendering.durations.tolist(), np.concatenate(list(rendering.pieces))))
-    (durations, audio), (streamed_durations, streamed) = spoken
-    assert streamed_durations == durations
-    # Both add noise of their own.
-    assert abs(20 * np.log10(streamed.std() / audio.std())) < 0.5
+    durations, audio = spoken[0]
+    assert spoken[1][0] == durations
+    # On bytes, a phoneme may last a frame more or less.
+    assert np.abs(np.subtract(spoken[2][0], durations)).max() <= 1
+    # All add noise of their own.
+    for _, streamed in spoken[1:]:
+        assert abs(20 * np.log10(streamed.std() / audio.std())) < 0.5
+    exact.close()
     abort = Abort()
     abort.request()
     given_up = package.render(tokens, style, voice="", speed=1.0, pause=2400, abort=abort)
@@ -121,11 +128,49 @@ def test_both_runtimes_speak_equally_loud_and_long(
         spoken.append((rendering.durations, np.concatenate(list(rendering.pieces))))
     onnx.close()
     (durations, audio), (torch_durations, torch_audio) = spoken
-    assert np.abs(durations - torch_durations).sum() <= 6
+    assert np.abs(durations - torch_durations).max() <= 1
+    assert (durations != torch_durations).mean() < 0.2
     assert abs(len(audio) - len(torch_audio)) < 0.15 * SAMPLE_RATE
     level_db = 20 * np.log10(torch_audio.std() / audio.std())
     assert abs(level_db) < 1.0
     assert abs(20 * np.log10(loudest(torch_audio) / loudest(audio))) < 1.5
+
+
+@given(
+    taps=st.sampled_from([1, 3, 5, 7, 11]),
+    dilation=st.sampled_from([1, 3, 5]),
+    steps=st.integers(1, 90),
+    seed=st.integers(0, 99),
+)
+def test_a_convolution_in_tiles_is_that_of_torch(
+    taps: int, dilation: int, steps: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(24, 16, taps, generator=random) / (16 * taps) ** 0.5
+    bias = torch.randn(24, generator=random)
+    value = torch.randn(steps + dilation * (taps - 1), 16, generator=random)
+    result = Conv(weight, bias, dilation)(value)
+    expected = functional.conv1d(value.t()[None], weight, bias, dilation=dilation)[0].t()
+    torch.testing.assert_close(result, expected, atol=5e-5, rtol=1e-4)
+
+
+@given(cuts=st.lists(st.integers(1, 400), max_size=6), seed=st.integers(0, 99))
+def test_the_source_is_the_same_however_it_is_divided(cuts: list[int], seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    source = Source(
+        {
+            "l_linear.weight": torch.randn(1, 9, generator=random),
+            "l_linear.bias": torch.zeros(1),
+        }
+    )
+    pitch = 400 * torch.rand(7, generator=random) - 100
+    torch.manual_seed(seed)
+    whole = source(pitch).until(1000)
+    torch.manual_seed(seed)
+    divided = source(pitch)
+    for cut in sorted(cuts):
+        divided.until(cut)
+    torch.testing.assert_close(divided.until(1000), whole)
 
 
 @pytest.fixture(scope="module")

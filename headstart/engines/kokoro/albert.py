@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.int8 import Int8Linear
 from headstart.engines.kokoro.pair import Pair
 
 _LAYERS, _HEADS, _WIDTH = 12, 12, 768
@@ -19,25 +20,32 @@ _PREFIX = "bert.encoder.albert_layer_groups.0.albert_layers.0."
 class Linear:
     """A linear layer, or a convolution of one tap, on values of shape (steps, channels)."""
 
-    def __init__(self, weights: Mapping[str, Tensor], *names: str) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], *names: str, int8: bool = False) -> None:
         """Several names make one layer, whose outputs stand side by side."""
-        self._weight = torch.cat([weights[f"{name}.weight"].flatten(1) for name in names])
-        self._bias = torch.cat([weights[f"{name}.bias"] for name in names])
+        weight = torch.cat([weights[f"{name}.weight"].flatten(1) for name in names])
+        bias = torch.cat([weights[f"{name}.bias"] for name in names])
+        self._product = (
+            Int8Linear(weight, bias)
+            if int8
+            else lambda value: functional.linear(value, weight, bias)
+        )
 
     def __call__(self, value: Tensor) -> Tensor:
         """Shape (steps, out)."""
-        return functional.linear(value, self._weight, self._bias)
+        return self._product(value)
 
 
 class Albert:
     """`KModel.bert`."""
 
-    def __init__(self, weights: Mapping[str, Tensor], pair: Pair) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], pair: Pair, *, int8: bool) -> None:
         """Take the weights.
 
         Args:
             weights: Parameters of `KModel` by name.
             pair: Shares the work: half of the phonemes each.
+            int8: Whether to compute on bytes: one duration in sixteen then differs, mostly by a
+                frame.
         """
         self._pair = pair
         embeddings = "bert.embeddings."
@@ -49,12 +57,14 @@ class Albert:
         self._first_norm = _norm_weights(weights, f"{embeddings}LayerNorm")
         self._widen = Linear(weights, "bert.encoder.embedding_hidden_mapping_in")
         self._attention = Linear(
-            weights, *(f"{_PREFIX}attention.{part}" for part in ("query", "key", "value"))
+            weights,
+            *(f"{_PREFIX}attention.{part}" for part in ("query", "key", "value")),
+            int8=int8,
         )
-        self._attended = Linear(weights, f"{_PREFIX}attention.dense")
+        self._attended = Linear(weights, f"{_PREFIX}attention.dense", int8=int8)
         self._attention_norm = _norm_weights(weights, f"{_PREFIX}attention.LayerNorm")
-        self._inner = Linear(weights, f"{_PREFIX}ffn")
-        self._outer = Linear(weights, f"{_PREFIX}ffn_output")
+        self._inner = Linear(weights, f"{_PREFIX}ffn", int8=int8)
+        self._outer = Linear(weights, f"{_PREFIX}ffn_output", int8=int8)
         self._last_norm = _norm_weights(weights, f"{_PREFIX}full_layer_layer_norm")
 
     def __call__(self, ids: Tensor, abort: Abort) -> Tensor:

@@ -18,13 +18,17 @@ from torch.nn import functional
 
 from headstart.engines.kokoro.albert import Albert, Linear
 from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.convolution import Conv, Int8Conv
 from headstart.engines.kokoro.decoder import Decoder
-from headstart.engines.kokoro.layers import Block, Conv, Styles
+from headstart.engines.kokoro.int8 import AVAILABLE
+from headstart.engines.kokoro.layers import Block, Styles
 from headstart.engines.kokoro.pair import Pair
-from headstart.engines.kokoro.source import Source
+from headstart.engines.kokoro.source import Excitation, Source
 from headstart.engines.kokoro.weights import under
 
 _EPSILON = 1e-5
+_TEXT_REACH = 2
+"""Phonemes that a convolution of the text encoder looks to either side."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Front:
     """Every 12.5 ms; shape (frames,)."""
     x: Tensor
     """Input of the generator, every 12.5 ms; shape (frames, 512)."""
-    source: Tensor
-    """Spectrum of the harmonic source, shape (60 * frames + 1, 22)."""
+    source: Excitation
+    """The harmonic source."""
     style: Tensor
     """Of the voice, for the generator; shape (1, 128)."""
 
@@ -48,18 +52,25 @@ class Front:
 class FrontEnd:
     """ALBERT, text encoder, the predictors of duration, pitch and energy, and the decoder."""
 
-    def __init__(self, weights: Mapping[str, Tensor], pair: Pair) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], pair: Pair, *, int8: bool = AVAILABLE
+    ) -> None:
         """Take the weights.
 
         Args:
             weights: Parameters of `KModel` by name.
             pair: Shares the work.
+            int8: Whether to compute on bytes where that costs little accuracy, as the ONNX
+                export does everywhere.
         """
         self._pair = pair
-        self._albert = Albert(weights, pair)
+        self._albert = Albert(weights, pair, int8=int8)
         self._meaning = Linear(weights, "bert_encoder")
         self._embedding = weights["text_encoder.embedding.weight"]
-        self._text_convs = [Conv.of(weights, f"text_encoder.cnn.{n}.0") for n in range(3)]
+        self._text_convs = [
+            (Int8Conv if int8 else Conv)(weights[f"{name}.weight"], weights[f"{name}.bias"])
+            for name in (f"text_encoder.cnn.{n}.0" for n in range(3))
+        ]
         self._text_norms = [
             (weights[f"text_encoder.cnn.{n}.1.gamma"], weights[f"text_encoder.cnn.{n}.1.beta"])
             for n in range(3)
@@ -75,11 +86,11 @@ class FrontEnd:
         }
         self._duration = Linear(weights, "predictor.duration_proj.linear_layer")
         self._curves = {
-            curve: [Block(weights, f"predictor.{curve}.{n}") for n in range(3)]
+            curve: [Block(weights, f"predictor.{curve}.{n}", int8=(int8, int8)) for n in range(3)]
             for curve in ("F0", "N")
         }
         self._ends = {curve: Linear(weights, f"predictor.{curve}_proj") for curve in ("F0", "N")}
-        self._decoder = Decoder(under("decoder.", weights), pair)
+        self._decoder = Decoder(under("decoder.", weights), pair, int8=int8)
         self._source = Source(under("decoder.generator.m_source.", weights))
         blocks = [block for curve in self._curves.values() for block in curve]
         self._styles = Styles(
@@ -118,14 +129,13 @@ class FrontEnd:
         )
         abort.check()
         text = self._text(ids)[spread]
-        source = self._pair.start(lambda: self._source(pitch))
         x = self._decoder(text, pitch, energy, sound, abort)
-        return Front(durations.numpy(), pitch, energy, x, source.result(), sound)
+        return Front(durations.numpy(), pitch, energy, x, self._source(pitch), sound)
 
     def _text(self, ids: Tensor) -> Tensor:
         value = self._embedding[ids]
         for conv, (gain, offset) in zip(self._text_convs, self._text_norms, strict=True):
-            value = conv(functional.pad(value, (0, 0, conv.reach, conv.reach)))
+            value = conv(functional.pad(value, (0, 0, _TEXT_REACH, _TEXT_REACH)))
             value = functional.layer_norm(value, gain.shape, gain, offset, _EPSILON)
             value = functional.leaky_relu_(value, 0.2)
         return self._lstm("text_encoder.lstm", value)

@@ -7,8 +7,9 @@ from statistics import median
 
 FRAME_SECS = 0.0125
 
-_FIRST = 16
-"""Frames of the first chunk: 200 ms, part of it silence that is cut off."""
+_FIRST = 18
+"""Frames of the first chunk, of which some 6 are silence that is cut off; the rest lasts until the
+second chunk is there."""
 _LEAST, _MOST = 16, 96
 """Frames of a later chunk."""
 _FIXED = 3.0

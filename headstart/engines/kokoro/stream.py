@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.convolution import Conv
 from headstart.engines.kokoro.front import Front
-from headstart.engines.kokoro.layers import Conv, Flow, Styles, folded
+from headstart.engines.kokoro.layers import Flow, Styles, folded
 from headstart.engines.kokoro.pair import Pair
-from headstart.engines.kokoro.source import FRAME, HOP, N_FFT
+from headstart.engines.kokoro.source import FRAME, HOP, N_FFT, Excitation
 
 _LOOKAHEAD = 8
 """Frames of 12.5 ms that the generator needs beyond those that it gives out."""
@@ -30,7 +31,9 @@ _RATES = (10, 6)
 _STEPS = (10, 60)
 """Steps in a frame, in the first and the second stage."""
 _NOISE_AHEAD = (40, 64)
-"""Steps by which a stage's branch for the source looks ahead; the source is known whole."""
+"""Steps by which a stage's branch for the source looks ahead; its pitch is known."""
+_SOURCE_AHEAD = 300
+"""Steps of the source, of which there are 60 in a frame, that they need for that."""
 
 
 @dataclass(frozen=True)
@@ -156,20 +159,23 @@ class Generator:
 
         return Stream(front.x, begin, piece)
 
-    def _piece(self, x: Tensor, source: Tensor, begin: int, fold: _FoldOf, flow: Flow) -> Tensor:
+    def _piece(
+        self, x: Tensor, source: Excitation, begin: int, fold: _FoldOf, flow: Flow
+    ) -> Tensor:
         """The sound that follows; it comes late, by what the layers look ahead.
 
         Args:
             x: The next frames.
-            source: Of the whole clause.
+            source: Of the clause.
             begin: Frame of the clause at which it all began.
             fold: Gives the factors of each norm.
             flow: Of the clause.
         """
         end = begin + flow.count("x", len(x)) + len(x)
+        known = source.until(len(source) if flow.last else end * _STEPS[1] + _SOURCE_AHEAD)
         # The helper begins with the second stage's source, which waits for nothing.
-        late = self._pair.start(lambda: self._sourced(1, source, begin, end, fold, flow))
-        value = self._stage(0, x, self._sourced(0, source, begin, end, fold, flow), fold, flow)
+        late = self._pair.start(lambda: self._sourced(1, known, begin, end, fold, flow))
+        value = self._stage(0, x, self._sourced(0, known, begin, end, fold, flow), fold, flow)
         value = self._stage(1, value, late.result(), fold, flow)
         value = flow.conv("conv_post", functional.leaky_relu(value), self._post)
         return self._sound(value, flow)
@@ -180,15 +186,17 @@ class Generator:
         """The branch that brings the harmonic source into a stage."""
         weight, bias = self._noise[stage]
         name, steps = f"noise_res.{stage}", _STEPS[stage]
-        whole = len(source) if stage else (len(source) - 1) // _RATES[1]
         first = begin * steps + flow.count(name, 0)
+        whole = len(source) if stage else (len(source) - 1) // _RATES[1]
         last = whole if flow.last else min(whole, end * steps + _NOISE_AHEAD[stage])
         flow.count(name, last - first)
         value = source[first:last]
         if not stage:
             # Windows of 12 steps, 6 apart; one too many, so that there may be none.
-            padded = functional.pad(source, (0, 0, 3, 9))[6 * first : 6 * last + 12]
-            value = padded.unfold(0, 12, 6)[:-1].flatten(1)
+            begin, end = 6 * first - 3, 6 * last + 9
+            near = source[max(0, begin) : end]
+            near = functional.pad(near, (0, 0, max(0, -begin), max(0, end - len(source))))
+            value = near.unfold(0, 12, 6)[:-1].flatten(1)
         return self._block(functional.linear(value, weight, bias), name, fold, flow)
 
     def _stage(self, stage: int, value: Tensor, noise: Tensor, fold: _FoldOf, flow: Flow) -> Tensor:

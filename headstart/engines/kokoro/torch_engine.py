@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headstart.engines.kokoro.backend import Abort, AbortedError, Rendering
 from headstart.engines.kokoro.front import Front, FrontEnd
+from headstart.engines.kokoro.int8 import AVAILABLE
 from headstart.engines.kokoro.norms import NormPredictor
 from headstart.engines.kokoro.pace import Pace, Playback
 from headstart.engines.kokoro.pair import Pair
@@ -31,9 +32,9 @@ from headstart.engines.kokoro.source import FRAME
 from headstart.engines.kokoro.stream import Folds, Generator, Stream
 from headstart.engines.kokoro.weights import load_weights, under
 
-_EARLIEST_ONSET = 12
-"""Frames before the end of the start mark at which speech may begin: 150 ms. Measured: at
-most 111 ms before it."""
+_EARLIEST_ONSET = 10
+"""Frames before the end of the start mark at which speech may begin: 125 ms. Of 100 clauses by
+ten voices, none began over 105 ms before it, or over 20 ms after it; half of them, 45 ms before."""
 _LEAST_REST = SAMPLE_RATE // 10
 """Samples of silence after which a clause has ended, once its last phoneme has begun."""
 
@@ -47,20 +48,23 @@ class TorchKokoro:
 
     name = "torch"
 
-    def __init__(self, weights: Path, *, threads: int, pace: Pace | None = None) -> None:
+    def __init__(
+        self, weights: Path, *, threads: int, pace: Pace | None = None, int8: bool = AVAILABLE
+    ) -> None:
         """Load the network.
 
         Args:
             weights: The ONNX export, or the original checkpoint (`.pth`).
             threads: One or two.
             pace: How a clause is divided; by default as this machine's speed suggests.
+            int8: See `FrontEnd`.
 
         Raises:
             EngineError: The file does not hold the weights.
         """
         parameters = load_weights(weights)
         self._pair = Pair(threads)
-        self._front_end = FrontEnd(parameters, self._pair)
+        self._front_end = FrontEnd(parameters, self._pair, int8=int8)
         self._generator = Generator(under("decoder.generator.", parameters), self._pair)
         del parameters
         _return_memory()
