@@ -322,6 +322,7 @@ def test_clauses_lose_no_word_and_do_not_depend_on_how_the_text_came(
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     assert "".join(" ".join(at_once).split()) == "".join(text.split())
     assert [c for piece in pieces for c in dripped.push(piece)] + dripped.flush() == at_once
+    assert [c for clause in at_once for c in whole.cut(clause)] == at_once
 
 
 @pytest.mark.parametrize(
@@ -453,6 +454,19 @@ async def test_text_with_nothing_to_say_opens_no_context() -> None:
         await out.wait_for(LLMFullResponseEndFrame)
         assert not out.all(TTSStartedFrame)
         assert not out.all(ErrorFrame)
+
+
+async def test_a_long_text_handed_over_at_once_is_heard_from_its_first_clause_on() -> None:
+    async with running(KokoroTTS(KokoroSettings(engine="onnx"))) as (worker, out):
+        await worker.queue_frame(TTSSpeakFrame("If you like, come in and sit down by the fire."))
+        await out.wait_for(TTSStoppedFrame)
+    kinds = [type(frame) for frame in out.frames]
+    # The engine makes a clause at a time.
+    assert len(out.all(TTSAudioRawFrame)) == 2
+    assert [f.text for f in out.all(TTSTextFrame)] == (
+        "If you like, come in and sit down by the fire.".split()
+    )
+    assert kinds.count(TTSStartedFrame) == kinds.count(TTSStoppedFrame) == 1
 
 
 async def test_the_end_of_the_pipeline_waits_for_what_is_still_to_be_said() -> None:

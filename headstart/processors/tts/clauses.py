@@ -80,9 +80,14 @@ class ClauseSplitter:
         self._text += text
         return list(self._clauses(final=False))
 
+    def cut(self, text: str) -> list[str]:
+        """Add text that ends where a clause ends; its clauses."""
+        self._text += text
+        return list(self._clauses(final=True))
+
     def flush(self) -> list[str]:
         """End the reply; what is left of it. The next text begins a new reply."""
-        clauses = list(self._clauses(final=True))
+        clauses = self.cut("")
         self.reset()
         return clauses
 

@@ -41,6 +41,7 @@ from headstart.frames import attempt_of
 from headstart.processors.settings import StageSettings
 from headstart.processors.speculation import Attempts, Standing
 from headstart.processors.tts.aggregator import ClauseAggregator
+from headstart.processors.tts.clauses import ClauseSplitter
 from headstart.processors.tts.spoken import as_spoken
 
 _AHEAD_SECS = 1.5
@@ -114,6 +115,9 @@ class KokoroTTS(TTSService):
         kwargs.setdefault("text_transforms", [("*", as_spoken)])
         # Text that cannot be spoken is reported each time, but is no reason to fall silent.
         kwargs.setdefault("max_consecutive_zero_audio_contexts", 0)
+        # On a machine that is busy with other things, the event loop itself may stand still for
+        # seconds; an answer must not be given up for that.
+        kwargs.setdefault("stop_frame_timeout_s", 30.0)
         super().__init__(
             push_text_frames=False,
             push_start_frame=True,
@@ -132,7 +136,7 @@ class KokoroTTS(TTSService):
         self._requested = asyncio.Event()
         self._speaker: asyncio.Task[None] | None = None
         self._clause: tuple[str, asyncio.Task[None]] | None = None
-        self._clocks: dict[str, _ContextClock] = {}
+        self._contexts: dict[str, _Context] = {}
         self._attempts = Attempts()
         self._attempt: int | None = None
         """The attempt that the answer being spoken belongs to, if it is speculative."""
@@ -230,8 +234,8 @@ class KokoroTTS(TTSService):
     def _confirm(self) -> None:
         """What was made is heard from now on, and the rest is urgent."""
         self._ticket.commit()
-        for clock in self._clocks.values():
-            clock.begin_playback(self.get_clock().get_time())
+        for context in self._contexts.values():
+            context.begin_playback(self.get_clock().get_time())
         self._settled.set()
 
     async def _withdraw(self, direction: FrameDirection) -> None:
@@ -241,9 +245,14 @@ class KokoroTTS(TTSService):
         self._settled.set()
 
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None]:
-        """Queue `text`; its audio and words come into the context as they are made."""
+        """Queue `text`; its audio and words come into the context as they are made.
+
+        What comes in one piece (a `TTSSpeakFrame`) is cut as an answer is that is being written;
+        clauses of an answer stay what they are.
+        """
         await self.start_tts_usage_metrics(text)
-        self._request(_Request(context_id, text))
+        for clause in self._contexts.setdefault(context_id, _Context()).splitter.cut(text):
+            self._request(_Request(context_id, clause))
         yield None
 
     async def flush_audio(self, context_id: str | None = None) -> None:
@@ -257,7 +266,7 @@ class KokoroTTS(TTSService):
         self._requests = deque(
             request for request in self._requests if request.context_id != context_id
         )
-        self._clocks.pop(context_id, None)
+        self._contexts.pop(context_id, None)
         if self._clause and self._clause[0] == context_id:
             await self.cancel_task(self._clause[1])
 
@@ -308,16 +317,16 @@ class KokoroTTS(TTSService):
 
     async def _speak_clause(self, text: str, context_id: str) -> None:
         assert self._engine is not None
-        clock = self._clocks.setdefault(context_id, _ContextClock())
+        context = self._contexts.setdefault(context_id, _Context())
         try:
             pieces = self._engine.speak_words(
                 text, voice=str(self._settings.voice), speed=self._speed, ticket=self._ticket
             )
             async with aclosing(pieces):
                 async for piece in pieces:
-                    start_secs = clock.start(self.get_clock().get_time())
+                    start_secs = context.start(self.get_clock().get_time())
                     await self._push_audio(piece.samples, context_id)
-                    clock.played(len(piece.samples))
+                    context.played(len(piece.samples))
                     self._ahead_secs += len(piece.samples) / SAMPLE_RATE
                     await self.add_word_timestamps(
                         [(word.text, start_secs + word.start_secs) for word in piece.words],
@@ -345,7 +354,7 @@ class KokoroTTS(TTSService):
             self._refresh_audio_context(context_id)
 
     async def _end_context(self, context_id: str) -> None:
-        self._clocks.pop(context_id, None)
+        self._contexts.pop(context_id, None)
         if self.audio_context_available(context_id):
             await self.append_to_audio_context(context_id, TTSStoppedFrame(context_id=context_id))
             await self.remove_audio_context(context_id)
@@ -364,10 +373,11 @@ class KokoroTTS(TTSService):
         return await super()._update_settings(delta)
 
 
-class _ContextClock:
-    """How far the audio of a context has come, to time its words."""
+class _Context:
+    """How far the text of a context has been cut, and its audio has come, to time its words."""
 
     def __init__(self) -> None:
+        self.splitter = ClauseSplitter()
         self._first_ns: int | None = None
         self._audio_secs = 0.0
 
