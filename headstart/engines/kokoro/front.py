@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from headstart.engines.kokoro.convolution import Conv, Int8Conv
 from headstart.engines.kokoro.decoder import Decoder
 from headstart.engines.kokoro.int8 import AVAILABLE
 from headstart.engines.kokoro.layers import Block, Styles
+from headstart.engines.kokoro.lstm import Lstm
 from headstart.engines.kokoro.pair import Pair
 from headstart.engines.kokoro.source import Excitation, Source
 from headstart.engines.kokoro.weights import under
@@ -76,7 +76,7 @@ class FrontEnd:
             for n in range(3)
         ]
         self._lstms = {
-            name: (_lstm_weights(weights, name, ""), _lstm_weights(weights, name, "_reverse"))
+            name: Lstm(weights, name, pair)
             for name in (
                 "text_encoder.lstm",
                 *(f"predictor.text_encoder.lstms.{n}" for n in (0, 2, 4)),
@@ -118,12 +118,12 @@ class FrontEnd:
         styles = self._styles(prosody)
         meaning = self._meaning(self._albert(ids, abort))
         hidden = self._with_style(meaning, styles, prosody, abort)
-        logits = self._duration(self._lstm("predictor.lstm", hidden))
+        logits = self._duration(self._lstms["predictor.lstm"](hidden))
         durations = torch.round(torch.sigmoid(logits).sum(-1) / speed).clamp(min=1).long()
         # Each phoneme's row, repeated for as many frames as it lasts.
         spread = torch.repeat_interleave(torch.arange(len(ids)), durations)
         abort.check()
-        shared = self._lstm("predictor.shared", hidden[spread])
+        shared = self._lstms["predictor.shared"](hidden[spread])
         pitch, energy = self._pair.both(
             lambda: self._curve("F0", shared, styles), lambda: self._curve("N", shared, styles)
         )
@@ -138,7 +138,7 @@ class FrontEnd:
             value = conv(functional.pad(value, (0, 0, _TEXT_REACH, _TEXT_REACH)))
             value = functional.layer_norm(value, gain.shape, gain, offset, _EPSILON)
             value = functional.leaky_relu_(value, 0.2)
-        return self._lstm("text_encoder.lstm", value)
+        return self._lstms["text_encoder.lstm"](value)
 
     def _with_style(
         self, value: Tensor, styles: dict[str, tuple[Tensor, Tensor]], prosody: Tensor, abort: Abort
@@ -149,7 +149,7 @@ class FrontEnd:
         for round_ in range(3):
             abort.check()
             name = "predictor.text_encoder.lstms."
-            value = self._lstm(f"{name}{2 * round_}", value)
+            value = self._lstms[f"{name}{2 * round_}"](value)
             value = functional.layer_norm(value, value.shape[1:], eps=_EPSILON)
             gain, offset = styles[f"{name}{2 * round_ + 1}"]
             value = torch.cat([torch.addcmul(offset, value, gain), beside], 1)
@@ -160,27 +160,3 @@ class FrontEnd:
         for block in self._curves[curve]:
             value = block(value, styles)
         return self._ends[curve](value)[:, 0]
-
-    def _lstm(self, name: str, value: Tensor) -> Tensor:
-        """Both directions at the same time."""
-        forth, back = self._lstms[name]
-        there, again = self._pair.both(
-            lambda: _one_way(value, forth), lambda: _one_way(value.flip(0), back).flip(0)
-        )
-        return torch.cat([there, again], 1)
-
-
-def _lstm_weights(weights: Mapping[str, Tensor], name: str, direction: str) -> list[Tensor]:
-    return [
-        weights[f"{name}.{kind}_l0{direction}"]
-        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    ]
-
-
-def _one_way(value: Tensor, weights: list[Tensor]) -> Tensor:
-    start = value.new_zeros(1, 1, weights[1].shape[1])
-    result: Any = torch.lstm(
-        value[:, None], (start, start), weights, True, 1, 0.0, False, False, False
-    )
-    output: Tensor = result[0][:, 0]
-    return output

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from statistics import median
 
 FRAME_SECS = 0.0125
 
-_FIRST = 18
-"""Frames of the first chunk, of which some 6 are silence that is cut off; the rest lasts until the
-second chunk is there."""
-_LEAST, _MOST = 16, 96
+_SILENT = 8
+"""Frames of silence that the first chunk begins with, in three clauses of four at most."""
+_LEAST, _MOST = 12, 96
 """Frames of a later chunk."""
 _FIXED = 3.0
 """What a chunk costs whatever its length, in frames."""
@@ -49,7 +49,9 @@ class Pace:
             ahead_secs: Audio that is still to be played; None while nothing plays.
         """
         left = end - begin
-        frames, affordable = _FIRST, float(left)
+        # Of the first, enough is heard to last until the second is there.
+        frames = _SILENT + math.ceil(self._secs(_LEAST) / FRAME_SECS)
+        affordable = float(left)
         if ahead_secs is not None:
             affordable = ahead_secs / (self.frame_secs * _MARGIN) - _FIXED
             frames = min(max(int(affordable), _LEAST), _MOST)
@@ -66,9 +68,12 @@ class Pace:
         """
         if left <= 0:
             return True
-        frame_secs = self.frame_secs * _MARGIN
-        next_secs = (min(left, _LEAST) + _FIXED) * frame_secs
-        return held_secs >= max(next_secs, left * (frame_secs - FRAME_SECS))
+        late_secs = left * (self.frame_secs * _MARGIN - FRAME_SECS)
+        return held_secs >= max(self._secs(min(left, _LEAST)), late_secs)
+
+    def _secs(self, frames: int) -> float:
+        """How long a chunk takes at worst."""
+        return (frames + _FIXED) * self.frame_secs * _MARGIN
 
 
 class Playback:
