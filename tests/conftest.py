@@ -16,7 +16,16 @@ from loguru import logger
 # Developers explore new examples with every run; what CI says must not depend on luck.
 settings.register_profile("explore", deadline=None)
 settings.register_profile("ci", derandomize=True, deadline=None)
+# `pytest --hypothesis-profile=thousands`: 25 times as many examples wherever a test asks for
+# `examples`, and 5000 whole conversations among them (docs/speculation.md).
+settings.register_profile("thousands", deadline=None, max_examples=2500)
 settings.load_profile("ci" if os.environ.get("CI") else "explore")
+
+
+def examples(usual: int) -> int:
+    """How many examples a test is to try that usually tries so many."""
+    return usual * settings().max_examples // 100
+
 
 # Pipecat tells every frame's story otherwise.
 logger.remove()

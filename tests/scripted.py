@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 from anthropic import APIConnectionError
 from httpx import URL, Request
+from numpy.typing import NDArray
 from pipecat.clocks.base_clock import BaseClock
 from pipecat.frames.frames import (
     BotSpeakingFrame,
@@ -65,6 +66,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 1.0
+        self.turns = 0
+        """How often it has run what was ready."""
 
     def time(self) -> float:
         return self._now
@@ -74,6 +77,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             timers = [timer for timer in self._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
             assert timers, "everybody waits for something that will never happen"
             self._now = max(self._now, min(timer.when() for timer in timers))
+        self.turns += 1
         super()._run_once()  # type: ignore[misc]
 
 
@@ -303,24 +307,47 @@ class Heard:
     at_s: float
 
 
+class OnTime:
+    """Lets an engine's queue answer in a fixed time, however long the model really takes."""
+
+    def __init__(self, secs: dict[str, float]) -> None:
+        """Take so many seconds for each piece of work, by the queue's name."""
+        self._secs = secs
+        self._free_at = dict.fromkeys(secs, 0.0)
+
+    async def run(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do the work at once, and return when it would have been done."""
+        self._free_at[name] = max(self._free_at[name], _now()) + self._secs[name]
+        result = work()
+        await asyncio.sleep(self._free_at[name] - _now())
+        return result
+
+
 class World(BaseObserver):
     """One conversation, and everything that could be noticed of it."""
 
-    def __init__(self, *, plain: bool = False, **stages: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        *,
+        plain: bool = False,
+        heard_with: dict[type, Any] | None = None,
+        **stages: dict[str, Any] | None,
+    ) -> None:
         """Build the pipeline.
 
         Args:
             plain: Whether Pipecat's own stage makes the turns.
+            heard_with: Real models to hear with, by their engine: Whisper is the recogniser.
             stages: Settings of the stages. No `trigger`, `vad` or `stt`: none in the pipeline.
         """
         super().__init__(observe_every_push=False)
         self.voice, self.judge = _Voice(), _Judge()
-        engines = {KokoroEngine: self.voice, SmartTurnEngine: self.judge}
-        self.hub = _Hub(engines)
+        engines: dict[type, Any] = {KokoroEngine: self.voice, SmartTurnEngine: self.judge}
+        self.hub = _Hub(engines | (heard_with or {}))
         self.transport = MemoryTransport(on_played=self._played)
         # The script is its client; one of the SDK's would read certificates for 40 ms.
         with patch.object(llm, "client_for", lambda _: object()):
-            self.built = build(_spec(stages, plain), self.transport)
+            self.built = build(_spec(stages, plain, bool(heard_with)), self.transport)
         self.llm = _stage(self.built, ScriptedLLM)
         self.frames: list[tuple[float, Frame]] = []
         """Every frame that was pushed downstream, where it was pushed first."""
@@ -381,9 +408,20 @@ class World(BaseObserver):
 
     async def silence(self, secs: float) -> None:
         """Audio passes, and its time."""
-        for _ in range(max(1, round(secs / 0.1))):
-            await asyncio.sleep(0.1)
-            await self.send(InputAudioRawFrame(bytes(2 * _IN_RATE // 10), _IN_RATE, 1))
+        tenths = max(1, round(secs * 10))
+        while tenths > 0:
+            # Within the first second a turn may end at any moment; later, longer frames will do.
+            now = 1 if tenths > round(secs * 10) - 10 else min(tenths, 5)
+            tenths -= now
+            await asyncio.sleep(now / 10)
+            await self.send(InputAudioRawFrame(bytes(2 * now * _IN_RATE // 10), _IN_RATE, 1))
+
+    async def speak(self, samples: NDArray[np.int16]) -> None:
+        """The user's voice, in frames of 20 ms."""
+        size, begun = _IN_RATE // 50, _now()
+        for start in range(0, len(samples), size):
+            await asyncio.sleep(max(0.0, begun + (start + size) / _IN_RATE - _now()))
+            await self.transport.push_audio(samples[start : start + size].tobytes())
 
     async def interrupt(self) -> None:
         await self.send(InterruptionFrame())
@@ -419,11 +457,13 @@ def _stage(built: Built, kind: type[Any]) -> Any:
     return next(stage for stage in built.pipeline.processors if isinstance(stage, kind))
 
 
-def _spec(settings: dict[str, dict[str, Any] | None], plain: bool) -> PipelineSpec:
+def _spec(settings: dict[str, dict[str, Any] | None], plain: bool, hears: bool) -> PipelineSpec:
     position = Position(Path("scripted"), 1, 1)
     targets = {
         "vad": "headstart.processors.vad:SileroVAD",
-        "stt": "headstart.processors.stt.deepgram_flux:DeepgramFluxSTT",
+        "stt": "headstart.processors.stt.local:WhisperSTT"
+        if hears
+        else "headstart.processors.stt.deepgram_flux:DeepgramFluxSTT",
         "trigger": "headstart.processors.trigger:EarlyTrigger",
         "turn": f"{__name__}:PlainTurn" if plain else "headstart.processors.turn:UserTurn",
         "llm": f"{__name__}:ScriptedLLM",

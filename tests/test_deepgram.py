@@ -3,64 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from conftest import words
+from deepgram_session import (
+    KEY,
+    RATE,
+    SPEECH,
+    TONE,
+    UTTERANCES,
+    Provider,
+    Session,
+    frames,
+    heard,
+    log,
+    samples,
+    server,
+    session_with,
+    streams,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from loguru import logger
 from pipecat.frames.frames import (
-    ErrorFrame,
     Frame,
     InputAudioRawFrame,
     MetricsFrame,
-    StartFrame,
     STTUpdateSettingsFrame,
     TranscriptionFrame,
-    VADUserStartedSpeakingFrame,
-    VADUserStoppedSpeakingFrame,
 )
 from pipecat.metrics.metrics import STTUsageMetricsData, TTFBMetricsData
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineParams, PipelineWorker
-from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.settings import STTSettings
-from pipecat.tests.utils import QueuedFrameProcessor
-from pipecat.workers.runner import WorkerRunner
 from pydantic import SecretStr
 
 from headstart.errors import UsageError
-from headstart.frames import ProgressiveTranscriptionFrame
 from headstart.processors.stt.deepgram import DeepgramSTT
 from headstart.processors.stt.deepgram_batch import Local, Prerecorded
 from headstart.processors.stt.deepgram_link import (
     Destination,
     Link,
     LinkLostError,
+    LinkPool,
     options,
     pool,
 )
-from headstart.processors.stt.deepgram_segments import Heard, Segments, TimedWord
-from headstart.processors.stt.deepgram_settings import DeepgramSettings, LinkSettings
+from headstart.processors.stt.deepgram_segments import Heard, Segments
+from headstart.processors.stt.deepgram_settings import DeepgramSettings
 from headstart.processors.stt.replay import ReplayRing
-from headstart.testing.deepgram import DeepgramServer, Faults, Served
+from headstart.testing.deepgram import DeepgramServer, Faults
 from headstart.testing.drops import try_drops
 
-RATE = 16000
-KEY = "sk-never-to-be-logged"
-SPEECH = Path(__file__).parent.parent / "samples" / "speech"
-UTTERANCES = {
-    row["id"]: row for row in map(json.loads, (SPEECH / "manifest.jsonl").read_text().splitlines())
-}
-TONE = (8000 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.int16)
+__all__ = ["log", "server"]  # fixtures
 
 # -- the ring
 
@@ -151,16 +148,6 @@ def test_a_full_ring_gives_up_the_oldest_audio_and_says_so() -> None:
 # -- segments
 
 
-def heard(text: str, start: float, end: float, *, final: bool, finalize: bool = False) -> Heard:
-    texts = text.split()
-    each = (end - start) / max(len(texts), 1)
-    words = tuple(
-        TimedWord(word, 0.9, start + each * n, start + each * (n + 1))
-        for n, word in enumerate(texts)
-    )
-    return Heard(text, words, 0.9, start, end, final, finalize)
-
-
 def test_a_late_answer_to_an_earlier_finalize_does_not_end_the_segment() -> None:
     segments = Segments()
     first = segments.begin(0.0)
@@ -215,40 +202,6 @@ def test_confidence_is_none_when_the_provider_gives_none() -> None:
     assert segment.hypothesis.confidence is None
 
 
-class Provider:
-    """A recogniser that hears a word when its middle is in the audio of the connection.
-
-    Word n takes the second half of the n-th half second of the stream; a sample's value says
-    which half second it belongs to. Times are given as inexactly as a real provider's.
-    """
-
-    def __init__(self, ring: ReplayRing, slips: Iterator[float]) -> None:
-        self.ring, self.slips = ring, slips
-        self.heard: list[int] = []
-        self.final = 0
-        ring.connect()
-
-    def hear(self) -> None:
-        self.heard += np.frombuffer(self.ring.take(60.0), np.int16).tolist()
-
-    def result(self, end: int, *, final: bool, finalize: bool = False) -> Heard:
-        start, span = self.final, self.heard[self.final : end]
-        middles = [
-            at for at in range(1, len(span)) if span[at - 1] % 10 == 7 and span[at] % 10 == 8
-        ]
-        numbers = [(start + at, span[at] // 10) for at in middles]
-        slip = [next(self.slips) for _ in numbers]
-        at = self.ring.stream_secs
-        spoken = tuple(
-            TimedWord(f"w{n}", 0.9, at(m / 100 - 0.12 + s), at(m / 100 + 0.12 + s))
-            for (m, n), s in zip(numbers, slip, strict=True)
-        )
-        if final:
-            self.final = end
-        text = " ".join(word.text for word in spoken)
-        return Heard(text, spoken, 0.9, at(start / 100), at(end / 100), final, finalize)
-
-
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> None:
@@ -271,15 +224,15 @@ def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> No
             provider.hear()
             match data.draw(st.sampled_from(["nothing", "interim", "final", "drop"])):
                 case "interim":
-                    segments.hear(provider.result(len(provider.heard), final=False))
+                    segments.hear(provider.result(final=False))
                 case "final":
-                    segments.hear(provider.result(len(provider.heard), final=True))
+                    segments.hear(provider.result(final=True))
                     ring.finalise(segments.final_until_secs)
                 case "drop":
                     provider = Provider(ring, slips())
                     provider.hear()
         segment.end_secs = ring.end_secs
-        segments.hear(provider.result(len(provider.heard), final=True, finalize=True))
+        segments.hear(provider.result(final=True, finalize=True))
         ring.finalise(segments.final_until_secs)
     said = " ".join(segment.hypothesis.text for segment in spoken)
     assert all(segment.closed for segment in spoken)
@@ -289,122 +242,18 @@ def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> No
 # -- a session
 
 
-def samples(utterance: str) -> np.ndarray:
-    audio, rate = soundfile.read(SPEECH / f"{utterance}.wav", dtype="int16")
-    assert rate == RATE
-    return audio
-
-
-def frames(audio: np.ndarray, *speech: tuple[float, float]) -> Iterator[Frame]:
-    """20 ms frames; a VAD that knows where speech is, and is as late as a real one."""
-    edges: list[tuple[float, Frame]] = []
-    for start, end in speech:
-        edges.append((start + 0.2, VADUserStartedSpeakingFrame(start_secs=0.2)))
-        edges.append((end + 0.2, VADUserStoppedSpeakingFrame(stop_secs=0.2)))
-    audio = np.concatenate((audio, np.zeros(RATE // 2, np.int16)))
-    for at in range(0, len(audio), 320):
-        while edges and at / RATE >= edges[0][0]:
-            yield edges.pop(0)[1]
-        yield InputAudioRawFrame(audio[at : at + 320].tobytes(), RATE, 1)
-
-
 def turn(utterance: str) -> list[Frame]:
     row = UTTERANCES[utterance]
     return list(frames(samples(utterance), (row["speech_start_s"], row["speech_end_s"])))
 
 
-class Session:
-    """A pipeline with nothing but the recogniser in it."""
-
-    def __init__(self, worker: PipelineWorker, down: asyncio.Queue, up: asyncio.Queue) -> None:
-        self.worker, self.down, self.up = worker, down, up
-
-    async def say(self, *spoken: Frame) -> None:
-        """Audio goes in as fast as it can: the recogniser's time is the audio's."""
-        await self.worker.queue_frames(list(spoken))
-
-    async def final(self) -> tuple[TranscriptionFrame, list[ProgressiveTranscriptionFrame]]:
-        """The next final transcript, and what was believed before."""
-        partials: list[ProgressiveTranscriptionFrame] = []
-        async with asyncio.timeout(60):
-            while True:
-                frame = await self.down.get()
-                if isinstance(frame, ProgressiveTranscriptionFrame):
-                    partials.append(frame)
-                elif isinstance(frame, TranscriptionFrame):
-                    assert frame.finalized
-                    return frame, partials
-
-    async def hear(self, utterance: str) -> TranscriptionFrame:
-        await self.say(*turn(utterance))
-        return (await self.final())[0]
-
-    async def error(self) -> ErrorFrame:
-        async with asyncio.timeout(60):
-            while not isinstance(frame := await self.up.get(), ErrorFrame):
-                pass
-        return frame
+def session(server: DeepgramServer, **options: object) -> AbstractAsyncContextManager[Session]:
+    return session_with(server, DeepgramSTT, DeepgramSettings, **options)
 
 
-@asynccontextmanager
-async def session(
-    server: DeepgramServer,
-    kind: type[DeepgramSTT] = DeepgramSTT,
-    settings: type[LinkSettings] = DeepgramSettings,
-    **options: object,
-) -> AsyncIterator[Session]:
-    # The patience of the tests is that of a machine which is busy with other things.
-    patient = {"final_timeout_secs": 30.0, "stall_secs": 30.0, "rest_timeout_secs": 30.0}
-    stage = kind(settings(api_key=SecretStr(KEY), base_url=server.url, **(patient | options)))
-    down: asyncio.Queue = asyncio.Queue()
-    up: asyncio.Queue = asyncio.Queue()
-    worker = PipelineWorker(
-        Pipeline(
-            [
-                QueuedFrameProcessor(queue=up, queue_direction=FrameDirection.UPSTREAM),
-                stage,
-                QueuedFrameProcessor(
-                    queue=down, queue_direction=FrameDirection.DOWNSTREAM, ignore_start=False
-                ),
-            ]
-        ),
-        cancel_on_idle_timeout=False,
-        enable_rtvi=False,
-        params=PipelineParams(enable_metrics=True, enable_usage_metrics=True),
-    )
-    runner = WorkerRunner(handle_sigint=False)
-    await runner.add_workers(worker)
-    running = asyncio.create_task(runner.run())
-    while not isinstance(await down.get(), StartFrame):
-        pass
-    try:
-        yield Session(worker, down, up)
-    finally:
-        await worker.cancel()
-        await running
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[DeepgramServer]:
-    async with DeepgramServer() as running:
-        yield running
-        await pool.close()
-
-
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    sink = logger.add(lambda line: lines.append(str(line)), level="TRACE")
-    yield lines
-    logger.remove(sink)
-
-
-def words(text: str) -> list[str]:
-    return re.sub(r"[^a-z0-9' ]", " ", text.lower()).split()
-
-
-def streams(server: DeepgramServer) -> list[Served]:
-    return [served for served in server.served if served.on == "stream"]
+async def hear(agent: Session, utterance: str) -> TranscriptionFrame:
+    await agent.say(*turn(utterance))
+    return (await agent.final())[0]
 
 
 async def test_speech_gives_partials_with_confidence_and_one_final_transcript(
@@ -412,16 +261,17 @@ async def test_speech_gives_partials_with_confidence_and_one_final_transcript(
 ) -> None:
     async with session(server) as agent:
         spoken = turn("medium-france")
-        for at in range(0, len(spoken), 25):  # half a second; let it be answered
-            await agent.say(*spoken[at : at + 25])
-            if at < 100:
-                await asyncio.sleep(0.4)
-        final, partials = await agent.final()
+        await agent.say(*spoken[:75])
+        partials = [await agent.partial()]
+        await agent.say(*spoken[75:100])  # half a second more, after which there is an answer
+        partials.append(await agent.partial())
+        await agent.say(*spoken[100:])
+        final, more = await agent.final()
+        partials += more
         assert words(final.text) == words(UTTERANCES["medium-france"]["text"])
         assert final.result.path == "stream"
         assert final.result.setup_secs > 0
         assert 0.5 < final.result.confidence <= 1
-        assert partials
         assert all(0 < partial.confidence <= 1 for partial in partials)
         assert [p.audio_secs for p in partials] == sorted(p.audio_secs for p in partials)
 
@@ -457,13 +307,13 @@ async def test_a_drop_anywhere_neither_loses_nor_doubles_a_word(
 ) -> None:
     row = UTTERANCES[utterance]
     async with session(server) as agent:
-        undisturbed = await agent.hear(utterance)
+        undisturbed = await hear(agent, utterance)
     assert words(undisturbed.text)
     for drop_at in np.arange(0.5, row["speech_end_s"] - row["speech_start_s"] + 0.5, 0.5):
         await pool.close()
         server.fail(Faults(drop_at_secs=float(drop_at)))
         async with session(server) as agent:
-            final = await agent.hear(utterance)
+            final = await hear(agent, utterance)
         assert words(final.text) == words(undisturbed.text), f"dropped at {drop_at} s"
         assert final.result.path == "replayed"
         assert final.result.connections == 2
@@ -485,8 +335,8 @@ async def test_only_the_segment_that_a_drop_hits_is_sent_again(server: DeepgramS
     first_secs = row["speech_end_s"] - row["speech_start_s"] + 0.5
     server.fail(Faults(drop_at_secs=first_secs + 1.0))
     async with session(server) as agent:
-        first = await agent.hear("short-joke")
-        second = await agent.hear("medium-france")
+        first = await hear(agent, "short-joke")
+        second = await hear(agent, "medium-france")
     assert (first.result.path, first.result.connections) == ("stream", 1)
     assert (second.result.path, second.result.connections) == ("replayed", 2)
     assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
@@ -496,7 +346,7 @@ async def test_only_the_segment_that_a_drop_hits_is_sent_again(server: DeepgramS
 async def test_a_slow_handshake_loses_nothing(server: DeepgramServer) -> None:
     server.fail(Faults(handshake_delay_secs=0.6))
     async with session(server) as agent:
-        final = await agent.hear("medium-france")
+        final = await hear(agent, "medium-france")
     assert words(final.text) == words(UTTERANCES["medium-france"]["text"])
     assert final.result.path == "stream"
     assert final.result.setup_secs >= 0.6
@@ -527,7 +377,7 @@ async def test_a_bad_key_stops_at_once_and_is_never_logged(log: list[str]) -> No
     async with DeepgramServer(key="another") as server:
         async with session(server) as agent:
             error = await agent.error()
-            final = await agent.hear("short-joke")
+            final = await hear(agent, "short-joke")
         assert error.error == "Deepgram refused the request (401): Invalid credentials."
         assert not error.processor.is_usable
         assert (final.text, final.result.path) == ("", "none")
@@ -546,7 +396,7 @@ async def test_a_bad_option_is_refused_with_its_reason(server: DeepgramServer) -
 async def test_too_many_requests_is_tried_again(server: DeepgramServer) -> None:
     server.fail(Faults(status=429), times=2)
     async with session(server, retry_min_secs=0.01) as agent:
-        final = await agent.hear("short-joke")
+        final = await hear(agent, "short-joke")
     assert final.result.path == "stream"
     assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
 
@@ -556,7 +406,7 @@ async def test_without_a_stream_the_segment_goes_to_the_prerecorded_api(
 ) -> None:
     server.fail(Faults(status=503), times=1000)
     async with session(server, retry_min_secs=0.01, final_timeout_secs=0.1) as agent:
-        final = await agent.hear("short-joke")
+        final = await hear(agent, "short-joke")
         assert final.result.path == "rest"
         assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
     rest = next(served for served in server.served if served.on == "rest")
@@ -567,10 +417,10 @@ async def test_without_a_stream_the_segment_goes_to_the_prerecorded_api(
 async def test_after_a_fallback_the_stream_is_tried_again(server: DeepgramServer) -> None:
     server.fail(Faults(status=503), times=1000)
     async with session(server, retry_min_secs=0.01, retry_max_secs=0.05) as agent:
-        first = await agent.hear("short-joke")
+        first = await hear(agent, "short-joke")
         server.heal()
         await server.until(lambda: any(served.open for served in streams(server)))
-        second = await agent.hear("short-joke")
+        second = await hear(agent, "short-joke")
     assert first.result.path == "rest"
     assert second.result.path == "stream"
     assert second.text == first.text
@@ -582,7 +432,7 @@ async def test_the_local_recogniser_is_the_last_resort(server: DeepgramServer) -
     async with session(
         server, fallback=("rest", "local"), retry_min_secs=0.01, final_timeout_secs=0.1
     ) as agent:
-        final = await agent.hear("short-joke")
+        final = await hear(agent, "short-joke")
     assert final.result.path == "local"
     assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
 
@@ -596,7 +446,7 @@ async def test_a_connection_that_goes_dead_is_replaced(
 ) -> None:
     server.fail(faults)
     async with session(server, final_timeout_secs=0.5, fallback=(), give_up_secs=30.0) as agent:
-        final = await agent.hear("short-joke")
+        final = await hear(agent, "short-joke")
     assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
     assert final.result.path == "replayed"
 
@@ -627,7 +477,7 @@ async def test_an_unexpected_failure_ends_its_segment_only(
         first, _ = await agent.final()
         server.heal()
         monkeypatch.undo()
-        second = await agent.hear("medium-france")
+        second = await hear(agent, "medium-france")
     assert "no reason" in error.error
     assert first.result.path == "none"
     assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
@@ -637,10 +487,10 @@ async def test_model_and_language_can_be_changed_while_the_session_runs(
     server: DeepgramServer,
 ) -> None:
     async with session(server) as agent:
-        first = await agent.hear("short-joke")
+        first = await hear(agent, "short-joke")
         change = STTUpdateSettingsFrame(delta=STTSettings(model="nova-2", language="en-GB"))
         await agent.say(change)
-        second = await agent.hear("medium-france")
+        second = await hear(agent, "medium-france")
     asked = [(s.query["model"], s.query["language"]) for s in streams(server)]
     assert asked == [(["nova-3"], ["en"]), (["nova-2"], ["en-GB"])]
     assert words(first.text) == words(UTTERANCES["short-joke"]["text"])
@@ -672,10 +522,10 @@ async def test_a_session_that_stops_mid_utterance_leaves_no_task_and_no_socket(
 
 async def test_a_warm_connection_is_passed_on_to_the_next_session(server: DeepgramServer) -> None:
     async with session(server) as agent:
-        first = await agent.hear("short-joke")
+        first = await hear(agent, "short-joke")
     assert len(pool) == 1
     async with session(server) as agent:
-        second = await agent.hear("medium-france")
+        second = await hear(agent, "medium-france")
     assert len(streams(server)) == 1
     assert words(first.text) == words(UTTERANCES["short-joke"]["text"])
     assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
@@ -683,9 +533,9 @@ async def test_a_warm_connection_is_passed_on_to_the_next_session(server: Deepgr
 
 async def test_a_warm_connection_with_other_options_is_not_taken(server: DeepgramServer) -> None:
     async with session(server) as agent:
-        await agent.hear("short-joke")
+        await hear(agent, "short-joke")
     async with session(server, keyterms=("Headstart", "Kokoro")) as agent:
-        await agent.hear("short-joke")
+        await hear(agent, "short-joke")
     assert [served.query.get("keyterm") for served in streams(server)] == [
         None,
         ["Headstart", "Kokoro"],
@@ -694,12 +544,23 @@ async def test_a_warm_connection_with_other_options_is_not_taken(server: Deepgra
 
 async def test_a_pooled_connection_that_has_died_is_not_taken(server: DeepgramServer) -> None:
     async with session(server) as agent:
-        await agent.hear("short-joke")
+        await hear(agent, "short-joke")
     pool._idle[0].link.abort()
     async with session(server) as agent:
-        final = await agent.hear("short-joke")
+        final = await hear(agent, "short-joke")
     assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
     assert len(streams(server)) == 2
+
+
+async def test_closing_the_pool_waits_for_a_connection_that_is_just_being_closed(
+    server: DeepgramServer,
+) -> None:
+    pool = LinkPool(idle_secs=0.0)
+    pool.give(await Link.open(destination(server), 5.0))
+    await asyncio.sleep(0)  # its time is up, and its goodbye takes a while
+    assert len(pool) == 0
+    await pool.close()
+    assert "deepgram-idle" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
 def test_without_a_key_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

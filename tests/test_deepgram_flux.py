@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import words
 from deepgram.listen.v2.types import (
     ListenV2ConfigureFailure,
     ListenV2ConfigureSuccess,
     ListenV2FatalError,
     ListenV2TurnInfo,
+)
+from deepgram_session import (
+    KEY,
+    RATE,
+    TONE,
+    UTTERANCES,
+    Provider,
+    Session,
+    frames,
+    heard,
+    log,
+    samples,
+    server,
+    session_with,
+    streams,
 )
 from hypothesis import given
 from hypothesis import settings as explore
@@ -26,26 +44,11 @@ from pipecat.frames.frames import (
 )
 from pydantic import SecretStr, ValidationError
 from scripted import World
-from test_deepgram import (
-    KEY,
-    RATE,
-    TONE,
-    UTTERANCES,
-    Session,
-    frames,
-    log,
-    samples,
-    server,
-    session,
-    streams,
-    words,
-)
 
 from headstart.engines import hub
 from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame
 from headstart.processors.stt.deepgram_flux import DeepgramFluxSTT, FluxSegments
 from headstart.processors.stt.deepgram_link import Destination, Link, RefusedError, pool
-from headstart.processors.stt.deepgram_segments import Heard, TimedWord
 from headstart.processors.stt.deepgram_settings import FluxSettings
 from headstart.processors.stt.replay import ReplayRing
 from headstart.processors.trigger.policies import Reason
@@ -55,8 +58,8 @@ from headstart.testing.deepgram import DeepgramServer, Faults
 __all__ = ["log", "server"]  # fixtures
 
 
-def flux(server: DeepgramServer, **options: object) -> Any:
-    return session(server, DeepgramFluxSTT, FluxSettings, **options)
+def flux(server: DeepgramServer, **options: object) -> AbstractAsyncContextManager[Session]:
+    return session_with(server, DeepgramFluxSTT, FluxSettings, **options)
 
 
 def speech(*utterances: str, pause_secs: float) -> tuple[np.ndarray, list[tuple[float, float]]]:
@@ -82,15 +85,6 @@ async def hear(agent: Session, *utterances: str) -> TranscriptionFrame:
 
 
 # -- segments and turns
-
-
-def heard(text: str, start: float, end: float, *, final: bool = False) -> Heard:
-    each = (end - start) / max(len(text.split()), 1)
-    timed = tuple(
-        TimedWord(word, 0.9, start + each * n, start + each * (n + 1))
-        for n, word in enumerate(text.split())
-    )
-    return Heard(text, timed, 0.9 if text else 0.0, start, end, final, from_finalize=False)
 
 
 def test_a_turn_with_a_pause_in_it_closes_all_its_segments_at_once() -> None:
@@ -146,43 +140,11 @@ def test_a_sound_without_words_is_over_once_flux_has_heard_the_silence_after_it(
     assert segment.hypothesis.text == ""
 
 
-class Provider:
-    """Hears a word where the audio of its connection, since the last turn, has its middle."""
-
-    def __init__(self, ring: ReplayRing) -> None:
-        self.ring = ring
-        self.audio: list[int] = []
-        self.start = 0
-        ring.connect()
-
-    def hear(self) -> None:
-        self.audio += np.frombuffer(self.ring.take(60.0), np.int16).tolist()
-
-    def turn(self, *, final: bool = False) -> Heard:
-        start, at = self.start, self.ring.stream_secs
-        span = self.audio[start:]
-        middles = [n for n in range(1, len(span)) if span[n - 1] % 10 == 7 and span[n] % 10 == 8]
-        timed = tuple(
-            TimedWord(
-                f"w{span[n] // 10}",
-                0.9,
-                at((start + n) / 100 - 0.12),
-                at((start + n) / 100 + 0.12),
-            )
-            for n in middles
-        )
-        end = len(self.audio)
-        if final:
-            self.start = end
-        text = " ".join(word.text for word in timed)
-        return Heard(text, timed, 0.9, at(start / 100), at(end / 100), final, from_finalize=False)
-
-
 @explore(max_examples=150)
 @given(data=st.data())
 def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> None:
     ring, segments = ReplayRing(100, 600.0), FluxSegments()
-    provider = Provider(ring)
+    provider = Provider(ring, repeat(0.0))
     halves, spoken = 0, []
 
     def pass_on(numbers: list[int]) -> None:
@@ -191,12 +153,12 @@ def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> No
         provider.hear()
         match data.draw(st.sampled_from(["nothing", "update", "end", "drop"])):
             case "update":
-                segments.hear(provider.turn())
+                segments.hear(provider.result(final=False))
             case "end":
-                segments.hear(provider.turn(final=True))
+                segments.hear(provider.result(final=True))
                 ring.finalise(segments.final_until_secs)
             case "drop":
-                provider = Provider(ring)
+                provider = Provider(ring, repeat(0.0))
                 provider.hear()
 
     for _ in range(data.draw(st.integers(1, 4))):
@@ -213,7 +175,7 @@ def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> No
             pass_on([0] * 25)
     ring.push(bytes(2 * 50))
     provider.hear()
-    segments.hear(provider.turn(final=True))
+    segments.hear(provider.result(final=True))
     said = " ".join(segment.hypothesis.text for segment in spoken)
     assert all(segment.closed for segment in spoken)
     assert said.split() == [f"w{number}" for number in range(halves)]

@@ -78,6 +78,7 @@ def test_streamed_speech_is_what_the_kokoro_package_makes(
     style = voices.style("af_heart", len(tokens))
     spoken = []
     for runtime in (package, exact, backend):
+        torch.manual_seed(1)  # for the noise, which weighs in so short a clause
         rendering = runtime.render(
             tokens, style, voice="af_heart", speed=1.0, pause=2400, abort=Abort()
         )
@@ -87,7 +88,7 @@ def test_streamed_speech_is_what_the_kokoro_package_makes(
     assert spoken[1][0] == durations
     # On bytes, a phoneme may last a frame more or less.
     assert np.abs(np.subtract(spoken[2][0], durations)).max() <= 1
-    # All add noise of their own.
+    # The package draws its noise in another order.
     for _, streamed in spoken[1:]:
         assert abs(20 * np.log10(streamed.std() / audio.std())) < 0.5
     exact.close()

@@ -9,8 +9,9 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import Sample, words
+from conftest import Sample, examples, words
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from loguru import logger
@@ -32,18 +33,22 @@ from pipecat.frames.frames import (
     UserStoppedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
-from scripted import Asked, Model, World, play
+from scripted import Asked, Model, OnTime, World, play
 from test_speaking import reply, running
 
-from headstart.engines.queue import Priority, Ticket
+from headstart.engines.queue import InferenceQueue, Priority, Ticket
+from headstart.engines.silero import SileroEngine, SileroOptions
+from headstart.engines.smart_turn import SmartTurnEngine, SmartTurnOptions
+from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame, mark_attempt
 from headstart.pipeline.dialogue import converse as hold_dialogue
 from headstart.pipeline.load import load_config
-from headstart.processors.release import Hold
+from headstart.processors.release import Hold, ReleaseGate
 from headstart.processors.trigger.match import TieredMatch
 from headstart.processors.trigger.policy import TriggerSettings
 from headstart.processors.tts import KokoroSettings, KokoroTTS
 from headstart.processors.turn import AssistantTurn
+from headstart.transports.memory import MemoryOutput
 from headstart.transports.wav import read_audio
 
 EAGER = {"policy": "eager", "stable_updates": 1, "max_per_turn": 9, "min_silence_secs": 0.0}
@@ -275,7 +280,7 @@ def check(world: World) -> None:
     assert ("user", "user") not in pairwise(roles)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=SCRIPTS,
     models=MODELS,
@@ -283,7 +288,7 @@ def check(world: World) -> None:
     complete=st.booleans(),
     lag=st.just(0) | st.integers(0, 40),
     policy=st.sampled_from(["eager", "eager", "confident", "final"]),
-    min_silence_secs=st.sampled_from([0.0, 0.7]),
+    min_silence_secs=st.sampled_from([0.0, 0.8]),
 )
 def test_the_invariants_hold_whatever_happens_when(
     steps: list[Step],
@@ -334,6 +339,35 @@ def test_what_is_ready_is_heard_in_the_moment_in_which_the_turn_ends() -> None:
     ]
 
 
+def test_the_gate_lets_go_within_the_event_loop_turn_and_the_transport_writes_within_a_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, float, int]] = []
+
+    def note(owner: type[Any], method: str, kind: type[Frame]) -> None:
+        original = getattr(owner, method)
+
+        async def noting(stage: Any, frame: Frame, *rest: Any) -> Any:
+            if isinstance(frame, kind):
+                loop: Any = asyncio.get_running_loop()
+                seen.append((method, loop.time(), loop.turns))
+            return await original(stage, frame, *rest)
+
+        monkeypatch.setattr(owner, method, noting)
+
+    note(ReleaseGate, "process_frame", UserStoppedSpeakingFrame)
+    note(MemoryOutput, "queue_frame", TTSAudioRawFrame)
+    note(MemoryOutput, "write_audio_frame", TTSAudioRawFrame)
+    world = talk([*ASKED, *ENDED])
+    (end, _), *_ = world.of(UserStoppedSpeakingFrame)
+    verdict, passed, *_ = seen
+    written = next(one for one in seen if one[0] == "write_audio_frame")
+    assert verdict[:2] == ("process_frame", end)
+    assert passed == ("queue_frame", *verdict[1:]), "in the call that brings the verdict"
+    assert written[1] == end, "nothing on the way to the loudspeaker waits"
+    assert written[2] - verdict[2] < 20
+
+
 def test_an_answer_held_for_long_is_whole_when_it_is_let_go() -> None:
     world = talk([*ASKED, ("wait", 20.0), *ENDED])
     assert world.heard[0].pieces == [1, 2, 3, 4, 5, 6]
@@ -376,6 +410,35 @@ def test_an_attempt_knows_what_was_heard_of_the_answer_that_it_interrupts(
     assert world.llm.requests[1].attempt == 2
     assert world.llm.requests[1].answers == [world.messages[1]["content"]]
     assert world.messages[1]["content"].startswith("reply1 is one of")
+
+
+@pytest.mark.parametrize("name", ["pause-moon", "change-timer"])
+def test_an_answer_that_is_ready_does_not_cut_into_a_pause_of_real_speech(
+    name: str, samples: dict[str, Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_time = OnTime({"silero": 0.001, "smart-turn": 0.07, "whisper": 0.09})
+
+    async def run(queue: Any, work: Any, ticket: object = None) -> Any:
+        return await on_time.run(queue._name, work)
+
+    monkeypatch.setattr(InferenceQueue, "run", run)
+    models = {
+        SileroEngine: SileroEngine.load(SileroOptions()),
+        SmartTurnEngine: SmartTurnEngine.load(SmartTurnOptions()),
+        WhisperEngine: WhisperEngine.load(WhisperOptions()),
+    }
+    world = World(heard_with=models, trigger={}, vad={}, stt={})
+    silence = np.zeros(16_000, np.int16)
+    speech = read_audio(samples[name].path, 16_000)
+    try:
+        play(world, lambda: world.speak(np.concatenate([silence, speech, silence, silence])))
+    finally:
+        for model in models.values():
+            model.close()
+    (answer,) = world.heard
+    question = world.llm.requests[answer.reply - 1].question
+    assert len(words(question)) == len(words(samples[name].text)), "to all of the words"
+    assert outcomes(world)[-1] == (True, "same words")
 
 
 PAUSE = {"trigger": EAGER | {"min_silence_secs": 0.7}}
@@ -507,6 +570,33 @@ def test_a_tool_of_an_answer_that_is_withdrawn_is_not_called() -> None:
     assert not world.llm.called
 
 
+def test_a_safe_tool_that_ignores_its_cancellation_holds_nothing_up_and_is_named() -> None:
+    async def stubborn(_: Any) -> None:
+        while True:
+            try:
+                await asyncio.sleep(100)
+            except asyncio.CancelledError:
+                ignored.append(asyncio.get_running_loop().time())
+
+    ignored: list[float] = []
+    warnings: list[str] = []
+    world = World(trigger=EAGER, turn={"smart_turn": False}, llm={"safe_tools": ("look",)})
+    world.llm.script.append(Model.CALLS)
+    world.llm.register_function("look", stubborn)
+    other = ("partial", "Set it to ten.")
+    logger.enable("headstart")
+    sink = logger.add(lambda message: warnings.append(message.record["message"]), level="WARNING")
+    try:
+        final = ("final", "Set it to ten.")
+        play(world, lambda: perform(world, [*ASKED, other, ENDED[0], final, ("silence", 3.0)]))
+    finally:
+        logger.remove(sink)
+        logger.disable("headstart")
+    assert [heard.reply for heard in world.heard] == [2]
+    assert len(ignored) == 2, "when the answer was withdrawn, and when the session closed"
+    assert any("early look ignores its cancellation" in warning for warning in warnings)
+
+
 def test_the_language_model_pauses_before_it_has_spent_too_much() -> None:
     world = World(trigger=EAGER, turn={"smart_turn": False}, llm={"max_speculative_tokens": 8})
     world.llm.script.append(Model.LONG)
@@ -550,7 +640,7 @@ def test_a_cough_before_the_answer_does_not_cost_the_user_the_answer() -> None:
     assert world.heard[0].reply == 2
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=SCRIPTS, models=MODELS)
 def test_without_attempts_the_pipeline_is_the_one_without_a_trigger(
     steps: list[Step], models: list[Model]
@@ -584,7 +674,7 @@ PLAIN_TURNS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=PLAIN_TURNS, models=st.lists(st.sampled_from([Model.FAST, Model.LONG]), max_size=4))
 def test_without_a_trigger_turns_are_those_of_plain_pipecat(
     steps: list[Step], models: list[Model]
@@ -643,7 +733,7 @@ ARRIVALS = st.lists(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 @given(ARRIVALS)
 def test_the_gate_lets_out_all_of_a_confirmed_answer_and_nothing_else(
     arrivals: list[tuple[Any, ...]],
@@ -753,8 +843,7 @@ async def test_early_answers_on_real_speech_are_to_the_final_words(
             ready, end = record.first_audio_ready_s, record.turn_end_s
             assert ready is not None
             assert end is not None
-            if ready < end:
-                assert record.first_audio_out_s - end <= 0.02
+            assert (record.speculation.left_ms is not None) == (ready <= end)
 
 
 def test_the_documentation_names_every_setting_with_its_default() -> None:

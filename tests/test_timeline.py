@@ -70,8 +70,8 @@ KEYS = (
     "voice_to_voice_s interrupted errors speculation segments"
 ).split()
 SPECULATION_KEYS = (
-    "attempts committed saved_ms waited_ms release_ms wasted_input_tokens wasted_output_tokens "
-    "wasted_audio_s"
+    "attempts committed saved_ms waited_ms left_ms release_ms wasted_input_tokens "
+    "wasted_output_tokens wasted_audio_s"
 ).split()
 SEGMENT_KEYS = (
     "start_s stop_s partials first_partial_s partial_gap_ms final_s final_after_ms path setup_ms "
@@ -140,6 +140,7 @@ def test_an_answered_turn_has_all_its_times() -> None:
             "committed": False,
             "saved_ms": None,
             "waited_ms": None,
+            "left_ms": None,
             "release_ms": None,
             "wasted_input_tokens": 0,
             "wasted_output_tokens": 0,
@@ -391,6 +392,8 @@ def test_only_the_committed_attempt_gives_the_times_of_the_answer() -> None:
         ended(3.3, "committed"),
         cost(3.31, 2)[0],
         Event(Kind.BOT_STARTED, 3.35),
+        Event(Kind.AUDIO_LEFT, 3.36),
+        Event(Kind.AUDIO_LEFT, 3.38),
         Event(Kind.AUDIO_OUT, 3.4),
     )
     assert (record.first_token_s, record.first_audio_ready_s) == (2.6, 2.8)
@@ -401,6 +404,7 @@ def test_only_the_committed_attempt_gives_the_times_of_the_answer() -> None:
     ]
     # Begun at turn end, its first audio would have been ready 300 ms after it.
     assert (speculation.committed, speculation.saved_ms) == (True, 300.0)
+    assert (speculation.left_ms, speculation.release_ms) == (60.0, 100.0)
     assert (speculation.wasted_input_tokens, speculation.wasted_output_tokens) == (20, 5)
     assert speculation.wasted_audio_s == 0.5
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
-from rich.table import Table
 
 from headstart.bench.load import Load
 from headstart.bench.plots import lines_plot
 from headstart.bench.results import RESULTS
 from headstart.bench.statistics import percentile
+from headstart.bench.tables import Titled, markdown_origin, markdown_tables, print_tables
 from headstart.errors import HeadstartError
 
 _HOLE_MS = 20.0
@@ -124,39 +124,27 @@ class LoadResults(_Model):
 
     def print(self, console: Console) -> None:
         """Print the figures."""
-        for title, head, rows in self.tables():
-            table = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
-            for column in table.columns[1:]:
-                column.justify = "right"
-            for row in rows:
-                table.add_row(*row)
-            console.print(table)
-            console.print()
+        print_tables(self.tables(), console)
         for level in self.levels:
             if level.error is not None:
                 console.print(f"{level.arm}, {level.sessions} sessions: {level.error}")
 
     def markdown(self) -> str:
         """The figures as Markdown."""
-        machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
-        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [
             "# Load",
             "",
             f"    {self.command}",
             "",
-            f"{self.started_at}. Machine: {machine}.  ",
-            f"Versions: {versions}.",
+            f"{self.started_at}.",
+            *markdown_origin(self.machine, self.versions),
             "",
             "![Load](load.svg)",
         ]
-        for title, head, rows in self.tables():
-            lines += ["", f"## {title}", "", _row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
-            lines += [_row(row) for row in rows]
-        return "\n".join([*lines, ""])
+        return "\n".join([*lines, *markdown_tables(self.tables()), ""])
 
-    def tables(self) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-        """(title, head, rows) of everything."""
+    def tables(self) -> Iterator[Titled]:
+        """Everything that is told in figures."""
         yield (
             "What the user waits for",
             _WAIT_HEAD,
@@ -248,10 +236,6 @@ def _told_pair(first: Level, second: Level) -> list[str]:
 
 def _told(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _mean(values: Sequence[float]) -> float:

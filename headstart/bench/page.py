@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import soxr
 
 from headstart.bench import plots
 from headstart.bench.results import Results, Run
+from headstart.bench.tables import Rows
 
 _AUDIO_BYTES = 6_000_000
 """No more sound than this goes into the page; the rest is where the runs are kept."""
@@ -89,11 +91,11 @@ def _about(results: Results) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: Sequence[str], rows: Rows) -> str:
     columns = zip(*rows, strict=True)
     kinds = [" class=text" if any(c[:1].isalpha() for c in cells) else "" for cells in columns]
 
-    def line(cells: list[str], tag: str) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
         pairs = zip(kinds or [""] * len(cells), cells, strict=True)
         return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in pairs)
 

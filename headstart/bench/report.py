@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from headstart.bench import page, plots, raster
 from headstart.bench.measure import STAGES
 from headstart.bench.results import ArmSummary, Comparison, Recognition, Results, Spread
+from headstart.bench.tables import Titled, markdown_origin, markdown_tables, print_tables
 from headstart.errors import HeadstartError
 
 FAILURES = {
@@ -43,21 +42,11 @@ def write_reports(results: Results, out: Path) -> None:
 
 def print_summary(results: Results, console: Console) -> None:
     """Print the figures that matter most."""
-    for title, head, rows in tables(results):
-        table = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
-        table.columns[0].min_width = max(len(row[0]) for row in rows) if rows else None
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
+    print_tables(tables(results), console)
 
 
 def markdown(results: Results) -> str:
     """The report as Markdown; its pictures lie beside it."""
-    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     lines = [
         "# Benchmark",
         "",
@@ -65,8 +54,7 @@ def markdown(results: Results) -> str:
         "",
         f"{results.started_at}, {len(results.runs)} runs in {results.duration_s / 60:.0f} minutes, "
         f"seed {results.seed}. {'' if results.complete else '**Broken off early.** '}",
-        f"Machine: {machine}.  ",
-        f"Versions: {versions}.",
+        *markdown_origin(results.machine, results.versions),
         "",
         "![Voice to voice](voice-to-voice.svg)",
         "![Stages](stages.svg)",
@@ -74,21 +62,16 @@ def markdown(results: Results) -> str:
         "Measured on the waveform, from the true end of the user's voice to the first audible "
         "sample of the bot. Runs that failed are counted and are in no other figure.",
     ]
-    for title, head, rows in tables(results):
-        lines += ["", f"## {title}", "", _row(head), _row(["---"] + ["--:"] * (len(head) - 1))]
-        lines += [_row(row) for row in rows]
+    lines += markdown_tables(tables(results))
     lines += ["", *(f"- *{name}*: {meaning}" for name, meaning in FAILURES.items()), ""]
     return "\n".join(lines)
 
 
-Rows = list[list[str]]
-
-
-def tables(results: Results) -> list[tuple[str, list[str], Rows]]:
-    """(title, head, rows) of everything that is told in figures."""
+def tables(results: Results) -> list[Titled]:
+    """Everything that is told in figures."""
     arms = results.arms
     kinds = list(next(iter(arms.values())).kinds)
-    found: list[tuple[str, list[str], Rows]] = [
+    found: list[Titled] = [
         (
             "Voice to voice, s",
             ["arm", "p50", "p95", "n", "failed", *(f"{kind} p50" for kind in kinds)],
@@ -135,16 +118,18 @@ def tables(results: Results) -> list[tuple[str, list[str], Rows]]:
     if any(arm.speculation.fired for arm in arms.values()):
         rows = [_speculation(name, arm) for name, arm in arms.items() if arm.speculation.fired]
         found.append(("Speculation", _SPECULATION_HEAD, rows))
+        rows = [_released(name, arm) for name, arm in arms.items() if arm.speculation.fired]
+        found.append(("Answers ready when the turn ended, ms from there", _RELEASED_HEAD, rows))
     return found
 
 
 _PAIR_HEAD = ["arm", "against", "of", "pairs", "failed", "ratio (95 %)", "difference, s (95 %)"]
 _COST_HEAD = ["arm", "WER", "CPU s a turn", "CPU share", "peak RSS, MB"]
 _SPECULATION_HEAD = (
-    "arm|fired|committed|precision|recall|lead, ms|saved, ms|ready at turn end|"
-    "released after p50, ms|p95|max|wasted tokens a turn|wasted audio, s"
+    "arm|fired|committed|precision|recall|lead, ms|saved, ms|wasted tokens a turn|wasted audio, s"
 ).split("|")
 
+_RELEASED_HEAD = "arm|answers|of answered turns|leaves p50|p95|max|audible p50|p95|max".split("|")
 _RECOGNITION_HEAD = (
     "arm|stretches|VAD stop to final p50|p95|partials apart at most p50|p95|max|opened in p50|paths"
 ).split("|")
@@ -180,13 +165,25 @@ def _speculation(name: str, arm: ArmSummary) -> list[str]:
         _percent(s.recall),
         _whole(s.lead_ms_p50),
         _whole(s.saved_ms_p50),
-        str(s.released),
-        _whole(s.release_ms.p50 if s.release_ms else None),
-        _whole(s.release_ms.p95 if s.release_ms else None),
-        _whole(s.release_ms_max),
         f"{s.wasted_input_tokens_per_turn:.1f} in, {s.wasted_output_tokens_per_turn:.1f} out",
         f"{s.wasted_audio_s_per_turn:.2f}",
     ]
+
+
+def _released(name: str, arm: ArmSummary) -> list[str]:
+    s = arm.speculation
+    return [
+        name,
+        str(s.released),
+        _percent(s.released_share),
+        *_distribution(s.left_ms, s.left_ms_max),
+        *_distribution(s.release_ms, s.release_ms_max),
+    ]
+
+
+def _distribution(spread: Spread | None, most: float | None) -> list[str]:
+    figures = (spread.p50, spread.p95, most) if spread else (None, None, most)
+    return [_whole(figure) for figure in figures]
 
 
 def _recognition(name: str, one: Recognition) -> list[str]:
@@ -214,7 +211,3 @@ def _whole(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

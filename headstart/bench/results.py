@@ -93,8 +93,13 @@ class Speculation(_Model):
     saved_ms_p50: float | None
     released: int = 0
     """Committed answers whose audio was ready when the turn ended."""
+    released_share: float | None = None
+    """Of the answered turns."""
+    left_ms: Spread | None = None
+    """From the turn's end to the first sample of theirs, audible or not, leaving."""
+    left_ms_max: float | None = None
     release_ms: Spread | None = None
-    """From there to their first audible sample."""
+    """From the turn's end to their first audible sample."""
     release_ms_max: float | None = None
     wasted_input_tokens_per_turn: float
     wasted_output_tokens_per_turn: float
@@ -274,6 +279,7 @@ def _compare(
 
 def _speculation(runs: Sequence[Run]) -> Speculation:
     records = [run.speculation for run in runs]
+    left = [r.left_ms for r in records if r.left_ms is not None]
     released = [r.release_ms for r in records if r.release_ms is not None]
     attempts = [attempt for record in records for attempt in record.attempts]
     committed = [attempt for attempt in attempts if attempt.verdict == "committed"]
@@ -288,6 +294,9 @@ def _speculation(runs: Sequence[Run]) -> Speculation:
         lead_ms_p50=percentile([a.lead_ms for a in committed if a.lead_ms is not None], 50),
         saved_ms_p50=percentile([r.saved_ms for r in records if r.saved_ms is not None], 50),
         released=len(released),
+        released_share=len(released) / answered if answered else None,
+        left_ms=_spread(left),
+        left_ms_max=max(left, default=None),
         release_ms=_spread(released),
         release_ms_max=max(released, default=None),
         wasted_input_tokens_per_turn=sum(r.wasted_input_tokens for r in records) / turns,

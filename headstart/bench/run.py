@@ -181,6 +181,7 @@ def _all_speculation(records: Sequence[TurnRecord]) -> SpeculationRecord:
         committed=any(one.committed for one in tried),
         saved_ms=saved[0] if saved else None,
         waited_ms=next((one.waited_ms for one in tried if one.waited_ms is not None), None),
+        left_ms=next((one.left_ms for one in tried if one.left_ms is not None), None),
         release_ms=next((one.release_ms for one in tried if one.release_ms is not None), None),
         wasted_input_tokens=sum(one.wasted_input_tokens for one in tried),
         wasted_output_tokens=sum(one.wasted_output_tokens for one in tried),

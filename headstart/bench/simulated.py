@@ -22,7 +22,7 @@ from headstart.processors.llm import AnthropicLLM
 from headstart.processors.llm_settings import LLMSettings
 from headstart.processors.settings import StageSettings
 from headstart.processors.stt.deepgram import DeepgramSTT
-from headstart.processors.stt.deepgram_settings import DeepgramSettings
+from headstart.processors.stt.deepgram_settings import DeepgramSettings, LinkSettings
 from headstart.testing.anthropic import AnthropicServer
 from headstart.testing.deepgram import DeepgramServer
 from headstart.testing.delays import CLAUDE_HAIKU_4_5, NOVA_3, Delays, Latency
@@ -89,7 +89,7 @@ class Deepgram(DeepgramSTT):
         super().__init__(_unaddressed(self._simulated, "ws://127.0.0.1"), **kwargs)
 
     @classmethod
-    def required_assets(cls, settings: DeepgramSettings) -> tuple[str, ...]:
+    def required_assets(cls, settings: LinkSettings) -> tuple[str, ...]:
         """The weights behind the protocol."""
         return ("whisper-tiny",)
 

@@ -7,13 +7,18 @@ from html import escape
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from headstart.bench.statistics import paired_ratio
+from headstart.bench.tables import (
+    Rows,
+    Titled,
+    markdown_origin,
+    markdown_tables,
+    print_tables,
+)
 from headstart.bench.voice import Row, VoiceResults, p50, p95
 from headstart.errors import HeadstartError
 
-Rows = list[list[str]]
 _HUES = {"torch": "#0969da", "onnx": "#1a7f37", "kmodel": "#8250df", "pipecat": "#bc4c00"}
 _INK, _DIM, _LINE = "#24292f", "#6e7781", "#d8dee4"
 
@@ -35,28 +40,18 @@ def write_voice_report(results: VoiceResults, out: Path) -> None:
 
 def print_voice_summary(results: VoiceResults, console: Console) -> None:
     """Print the tables."""
-    for title, head, rows in voice_tables(results):
-        table = Table(*head, title=title, title_justify="left", box=None, pad_edge=False)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
+    print_tables(voice_tables(results), console)
 
 
 def voice_markdown(results: VoiceResults) -> str:
     """The report; its picture lies beside it."""
-    machine = ", ".join(f"{key} {value}" for key, value in results.machine.items())
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     lines = [
         "# Benchmark of voices",
         "",
         f"    {results.command}",
         "",
         f"{results.started_at}, {results.duration_s / 60:.0f} minutes, seed {results.seed}.  ",
-        f"Machine: {machine}.  ",
-        f"Versions: {versions}.",
+        *markdown_origin(results.machine, results.versions),
         "",
         "All engines speak as services in Pipecat pipelines, on the same weights, one at a time, "
         "in random order. *First audible* is from handing over the text to the first sample "
@@ -64,15 +59,13 @@ def voice_markdown(results: VoiceResults) -> str:
     ]
     if results.engines():
         lines += ["", "![First audible sample](first-audible.svg)"]
-    for title, head, rows in voice_tables(results):
-        lines += ["", f"## {title}", "", _line(head), _line(["---"] + ["--:"] * (len(head) - 1))]
-        lines += [_line(row) for row in rows]
+    lines += markdown_tables(voice_tables(results))
     return "\n".join(lines) + "\n"
 
 
-def voice_tables(results: VoiceResults) -> list[tuple[str, list[str], Rows]]:
-    """(title, head, rows) of everything that is told in figures."""
-    found: list[tuple[str, list[str], Rows]] = []
+def voice_tables(results: VoiceResults) -> list[Titled]:
+    """Everything that is told in figures."""
+    found: list[Titled] = []
     if results.engines():
         head = ["words, engine", "first audible p50, ms", "p95", "first chunk p50, ms"]
         head += ["real-time factor p50", "underruns", "gap p95, ms", "n"]
@@ -187,10 +180,6 @@ def _two(values: list[float | None] | list[float], digits: int = 0) -> tuple[str
 
 def _number(value: float | None, digits: int = 0) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def first_audible_plot(results: VoiceResults) -> str:

@@ -152,11 +152,11 @@ class Timeline(BaseObserver):
         if isinstance(data.source, BaseOutputTransport):
             if not self._turns.awaits_audio:
                 return None
+            played_s = _seconds(frame.metadata.get(PLAYED_AT_NS, data.timestamp), zero_ns)
+            if isinstance(frame, TTSAudioRawFrame):
+                self._report(self._turns.feed(Event(Kind.AUDIO_LEFT, played_s)))
             offset_s = first_audible_s(frame)
-            if offset_s is None:
-                return None
-            played_ns = frame.metadata.get(PLAYED_AT_NS, data.timestamp)
-            return Event(Kind.AUDIO_OUT, _seconds(played_ns, zero_ns) + offset_s)
+            return None if offset_s is None else Event(Kind.AUDIO_OUT, played_s + offset_s)
         if isinstance(frame, TTSAudioRawFrame):
             return Event(Kind.AUDIO_READY, _seconds(data.timestamp, zero_ns))
         return None

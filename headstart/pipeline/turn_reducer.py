@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from headstart.pipeline.hearing import Hearing
-from headstart.pipeline.turns import (
-    AttemptRecord,
-    Event,
-    Kind,
-    SpeculationRecord,
-    TurnRecord,
-)
+from headstart.pipeline.turn_record import Answer, Attempt, Said, Turn, record_of
+from headstart.pipeline.turns import Event, Kind, TurnRecord
 
 QUIET_SECS = 3.0
 """A turn whose answer has nothing left to do, or never began, is closed after this long.
@@ -21,69 +15,6 @@ It has to outlast the moment in which a failed request is tried again by another
 
 STALL_SECS = 30.0
 """A turn whose answer is under way but makes no progress is closed after this long."""
-
-
-@dataclass
-class _Said:
-    """The user's part of a turn."""
-
-    speech_start_s: float | None = None
-    vad_stop_s: float | None = None
-    speech_end_s: float | None = None
-    first_partial_s: float | None = None
-    final_transcript_s: float | None = None
-    finals: list[str] = field(default_factory=list)
-    hearing: Hearing = field(default_factory=Hearing)
-
-
-@dataclass
-class _Answer:
-    """The bot's part of a turn. The first of everything counts."""
-
-    begun: bool = False
-    responses_owed: int = 0
-    voicing: bool = False
-    started_speaking: bool = False
-    first_token_s: float | None = None
-    first_clause_s: float | None = None
-    first_audio_ready_s: float | None = None
-    first_audio_out_s: float | None = None
-    spoken: list[str] = field(default_factory=list)
-    in_context: list[str] = field(default_factory=list)
-
-    @property
-    def under_way(self) -> bool:
-        """Whether more is to come from the LLM or the TTS."""
-        # A synthesiser that is still busy with an interrupted answer takes its time to begin.
-        unspoken = self.first_token_s is not None and self.first_clause_s is None
-        return self.responses_owed > 0 or self.voicing or unspoken
-
-
-@dataclass
-class _Attempt:
-    fired: Event
-    ended: Event | None = None
-    cost: Event | None = None
-    dropped_audio_s: float = 0.0
-
-    @property
-    def in_vain(self) -> bool:
-        """Whether it did not become the answer."""
-        return self.ended is None or self.ended.verdict != "committed"
-
-
-@dataclass
-class _Turn:
-    number: int
-    said: _Said
-    other_speech: bool
-    """The bot is speaking, and not in answer to this turn."""
-    answer: _Answer = field(default_factory=_Answer)
-    turn_end_s: float | None = None
-    user_text: list[str] = field(default_factory=list)
-    attempts: list[_Attempt] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    interrupted: bool = False
 
 
 class TurnReducer:
@@ -103,10 +34,10 @@ class TurnReducer:
     def __init__(self, true_speech_end: Callable[[float], float | None] | None = None) -> None:
         self._true_speech_end = true_speech_end
         self._opened = 0
-        self._turn: _Turn | None = None
-        self._coming = _Said()
+        self._turn: Turn | None = None
+        self._coming = Said()
         # Interrupted; only what was heard of it is still to come.
-        self._leaving: _Turn | None = None
+        self._leaving: Turn | None = None
         self._left_at_s = 0.0
         self._bot_speaking = False
         self._last_event_s = 0.0
@@ -151,7 +82,7 @@ class TurnReducer:
 
     def finish(self) -> list[TurnRecord]:
         """Close what is open: the conversation is over."""
-        self._coming = _Said()
+        self._coming = Said()
         self._close_leaving()
         if self._turn:
             self._turn.interrupted |= self._answer_can_be_cut
@@ -168,10 +99,10 @@ class TurnReducer:
             case Kind.VAD_STARTED:
                 start_s = event.at_s - event.confirm_secs
                 if turn is None:
-                    self._open(_Said(speech_start_s=start_s))
+                    self._open(Said(speech_start_s=start_s))
                 elif turn.turn_end_s is not None:
-                    self._coming = _Said(speech_start_s=start_s)
-                elif said == _Said():
+                    self._coming = Said(speech_start_s=start_s)
+                elif said == Said():
                     said.speech_start_s = start_s
             case Kind.VAD_STOPPED:
                 said.vad_stop_s = event.at_s
@@ -196,10 +127,10 @@ class TurnReducer:
         said = turn.said if turn and turn.turn_end_s is None else self._coming
         said.hearing.feed(event)
 
-    def _open(self, said: _Said) -> None:
+    def _open(self, said: Said) -> None:
         self._opened += 1
-        self._turn = _Turn(self._opened, said, other_speech=self._bot_speaking)
-        self._coming = _Said()
+        self._turn = Turn(self._opened, said, other_speech=self._bot_speaking)
+        self._coming = Said()
 
     # -- the bot's part
 
@@ -208,9 +139,9 @@ class TurnReducer:
             self._leaving.answer.in_context.append(event.text)
             self._close_leaving()
             return
-        if self._leaving and event.kind is Kind.AUDIO_OUT:
+        if self._leaving and event.kind in (Kind.AUDIO_LEFT, Kind.AUDIO_OUT):
             # Played before the interruption, reported after it.
-            if self._leaving.answer.first_audio_out_s is None:
+            if event.kind is Kind.AUDIO_OUT and self._leaving.answer.first_audio_out_s is None:
                 self._leaving.answer.first_audio_out_s = event.at_s
             return
         if event.kind is Kind.BOT_STARTED:
@@ -228,18 +159,18 @@ class TurnReducer:
         else:
             self._answering_event(self._turn, event)
 
-    def _speculative_event(self, turn: _Turn, event: Event) -> None:
+    def _speculative_event(self, turn: Turn, event: Event) -> None:
         """Before the turn has ended: an answer in advance, or the remains of another one."""
         match event.kind:
             case Kind.ATTEMPT_FIRED:
                 self._end_attempt(
                     turn, replace(event, text="a newer attempt", verdict="superseded")
                 )
-                turn.attempts.append(_Attempt(event))
+                turn.attempts.append(Attempt(event))
             case Kind.ATTEMPT_ENDED:
                 self._end_attempt(turn, event)
             case Kind.INTERRUPTED:
-                turn.answer = _Answer()
+                turn.answer = Answer()
             case Kind.BOT_STARTED:
                 turn.other_speech = True
             case Kind.BOT_STOPPED:
@@ -247,7 +178,7 @@ class TurnReducer:
             case _ if turn.answer.begun or event.kind is Kind.RESPONSE_STARTED:
                 self._progress(turn.answer, event)
 
-    def _answering_event(self, turn: _Turn, event: Event) -> None:
+    def _answering_event(self, turn: Turn, event: Event) -> None:
         """After the turn has ended: its answer."""
         answer = turn.answer
         match event.kind:
@@ -260,6 +191,8 @@ class TurnReducer:
                     self._leave(event.at_s)
             case Kind.BOT_STARTED:
                 answer.started_speaking |= not turn.other_speech
+            case Kind.AUDIO_LEFT if self.awaits_audio and answer.first_audio_left_s is None:
+                answer.first_audio_left_s = event.at_s
             case Kind.AUDIO_OUT if self.awaits_audio:
                 answer.first_audio_out_s = event.at_s
             case Kind.BOT_STOPPED if turn.other_speech:
@@ -272,7 +205,7 @@ class TurnReducer:
                 self._progress(answer, event)
 
     @staticmethod
-    def _progress(answer: _Answer, event: Event) -> None:
+    def _progress(answer: Answer, event: Event) -> None:
         match event.kind:
             case Kind.RESPONSE_STARTED:
                 answer.begun = True
@@ -295,15 +228,15 @@ class TurnReducer:
                 answer.voicing = False
 
     @staticmethod
-    def _end_attempt(turn: _Turn, ended: Event) -> None:
+    def _end_attempt(turn: Turn, ended: Event) -> None:
         """Settle the attempt in flight; one that is not committed takes its answer with it."""
         if turn.attempts and turn.attempts[-1].ended is None:
             turn.attempts[-1].ended = ended
             if ended.verdict != "committed" and turn.answer.first_audio_out_s is None:
-                turn.answer = _Answer()
+                turn.answer = Answer()
 
     @staticmethod
-    def _charge(turn: _Turn, event: Event) -> None:
+    def _charge(turn: Turn, event: Event) -> None:
         """Note what an attempt has cost."""
         if event.kind is Kind.ATTEMPT_COST:
             for attempt in turn.attempts:
@@ -352,97 +285,9 @@ class TurnReducer:
         if self._coming.speech_start_s is not None and self._coming.vad_stop_s is None:
             self._open(self._coming)
 
-    def _emit(self, turn: _Turn) -> None:
-        self._closed.append(_record(turn, self._true_speech_end))
+    def _emit(self, turn: Turn) -> None:
+        self._closed.append(record_of(turn, self._true_speech_end))
 
     def _take_closed(self) -> list[TurnRecord]:
         closed, self._closed = self._closed, []
         return closed
-
-
-def _record(turn: _Turn, true_speech_end: Callable[[float], float | None] | None) -> TurnRecord:
-    said, answer = turn.said, turn.answer
-    speech_end_s = said.speech_end_s
-    if true_speech_end and turn.turn_end_s is not None:
-        known_s = true_speech_end(turn.turn_end_s)
-        speech_end_s = speech_end_s if known_s is None else known_s
-    heard = answer.first_audio_out_s is not None
-    bot_text = " ".join(answer.in_context) or "".join(answer.spoken if heard else [])
-    return TurnRecord(
-        turn=turn.number,
-        user_text=_tidy(" ".join(turn.user_text or said.finals)),
-        bot_text=_tidy(bot_text),
-        speech_start_s=_ms(said.speech_start_s),
-        vad_stop_s=_ms(said.vad_stop_s),
-        turn_end_s=_ms(turn.turn_end_s),
-        first_partial_s=_ms(said.first_partial_s),
-        final_transcript_s=_ms(said.final_transcript_s),
-        first_token_s=_ms(answer.first_token_s),
-        first_clause_s=_ms(answer.first_clause_s),
-        first_audio_ready_s=_ms(answer.first_audio_ready_s),
-        first_audio_out_s=_ms(answer.first_audio_out_s),
-        voice_to_voice_s=_ms(_minus(answer.first_audio_out_s, speech_end_s)),
-        interrupted=turn.interrupted,
-        errors=turn.errors,
-        speculation=_speculation(turn),
-        segments=said.hearing.records(),
-        speech_end_s=_ms(speech_end_s),
-    )
-
-
-def _speculation(turn: _Turn) -> SpeculationRecord:
-    record = SpeculationRecord(
-        attempts=[_attempt(attempt, turn.turn_end_s) for attempt in turn.attempts],
-        committed=any(a.ended and a.ended.verdict == "committed" for a in turn.attempts),
-    )
-    in_vain = [attempt for attempt in turn.attempts if attempt.in_vain]
-    costs = [attempt.cost for attempt in in_vain if attempt.cost]
-    saved_s = waited_s = release_s = None
-    last = turn.attempts[-1] if record.committed else None
-    if last is not None and last.ended is not None and turn.turn_end_s is not None:
-        # The same work would have taken as long again, begun when the turn would have ended.
-        ready_s = turn.answer.first_audio_ready_s
-        done_s = turn.turn_end_s if ready_s is None else min(turn.turn_end_s, ready_s)
-        waited_s = last.ended.waited_secs
-        saved_s = done_s - waited_s - last.fired.at_s
-        if ready_s is not None and ready_s <= turn.turn_end_s:
-            release_s = _minus(turn.answer.first_audio_out_s, turn.turn_end_s)
-    return record.model_copy(
-        update={
-            "saved_ms": _in_ms(saved_s),
-            "waited_ms": _in_ms(waited_s),
-            "release_ms": _in_ms(release_s),
-            "wasted_input_tokens": sum(cost.input_tokens for cost in costs),
-            "wasted_output_tokens": sum(cost.output_tokens for cost in costs),
-            "wasted_audio_s": round(sum(attempt.dropped_audio_s for attempt in in_vain), 3),
-        }
-    )
-
-
-def _in_ms(secs: float | None) -> float | None:
-    return None if secs is None else round(secs * 1000, 1)
-
-
-def _attempt(attempt: _Attempt, turn_end_s: float | None) -> AttemptRecord:
-    lead_s = _minus(turn_end_s, attempt.fired.at_s)
-    ended = attempt.ended
-    return AttemptRecord(
-        fired_at_s=round(attempt.fired.at_s, 3),
-        text=attempt.fired.text,
-        confidence=attempt.fired.confidence,
-        verdict=ended.verdict if ended else "aborted",
-        reason=ended.text if ended else "the turn closed",
-        lead_ms=_in_ms(lead_s),
-    )
-
-
-def _minus(later_s: float | None, earlier_s: float | None) -> float | None:
-    return None if later_s is None or earlier_s is None else later_s - earlier_s
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 3)
-
-
-def _tidy(text: str) -> str:
-    return " ".join(text.split())

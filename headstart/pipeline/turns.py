@@ -37,8 +37,11 @@ class SpeculationRecord(BaseModel):
     """How much later the first audio would have come, had the answer begun at the turn's end."""
     waited_ms: float | None = None
     """How much earlier the turn would have ended without the committed attempt."""
+    left_ms: float | None = None
+    """From the turn's end to the first sample, audible or not, that the output transport took of
+    an answer that was ready by then."""
     release_ms: float | None = None
-    """From the turn's end to the first audible sample of an answer that was ready by then."""
+    """From the turn's end to the first audible sample of such an answer."""
     wasted_input_tokens: int = 0
     wasted_output_tokens: int = 0
     wasted_audio_s: float = 0.0
@@ -144,6 +147,8 @@ class Kind(StrEnum):
     """Text whose audio has left the TTS."""
     TTS_STOPPED = "tts_stopped"
     BOT_STARTED = "bot_started"
+    AUDIO_LEFT = "audio_left"
+    """The output transport has taken the first piece of an answer."""
     AUDIO_OUT = "audio_out"
     """An audible sample was played."""
     BOT_STOPPED = "bot_stopped"

@@ -143,7 +143,9 @@ class AnthropicLLM(AnthropicLLMService):
         for task in self._winding_up:
             task.cancel()
         if self._winding_up:
-            await asyncio.wait(self._winding_up, timeout=_CANCEL_SECS)
+            _, left = await asyncio.wait(self._winding_up, timeout=_CANCEL_SECS)
+            for task in left:
+                logger.warning(f"{task.get_name()} ignores its cancellation: it is left behind")
         await super().cleanup()  # type: ignore[no-untyped-call]
         await self._client.close()
 

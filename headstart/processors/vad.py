@@ -112,6 +112,11 @@ _CALM_WINDOWS = 32
 """About 1 s."""
 _MOST_WINDOWS = 4
 """A run of the model on several windows costs little more than on one."""
+_PERHAPS = 0.2
+"""Probability from which a window may be the beginning of a voice. Soft beginnings ("how", "for")
+are that likely 30 to 100 ms before the model is sure; silence and noise are 0.04 at most."""
+_PERHAPS_WINDOWS = 4
+"""After so many the model is sure, or it was none."""
 _ROUNDING_SECS = 1e-6
 _BYTES_A_SEC = 2 * MODEL_RATE
 
@@ -131,6 +136,7 @@ class _Analyzer(VADAnalyzer):
     def __init__(self, params: VADParams) -> None:
         super().__init__(params=params)
         self._calm_windows = 0
+        self._perhaps_windows = 0
 
     def use(self, engine: SileroEngine) -> None:
         self._engine = engine
@@ -156,8 +162,9 @@ class _Analyzer(VADAnalyzer):
 
     @property
     def hears_voice(self) -> bool:
-        """Whether the newest window sounds like a voice."""
-        return self._vad_state in (VADState.STARTING, VADState.SPEAKING)
+        """Whether the newest window sounds like a voice, or may be the beginning of one."""
+        perhaps = 0 < self._perhaps_windows <= _PERHAPS_WINDOWS
+        return perhaps or self._vad_state in (VADState.STARTING, VADState.SPEAKING)
 
     def _windows_wanted(self) -> int:
         if self._vad_state is not VADState.QUIET or self._calm_windows < _CALM_WINDOWS:
@@ -168,7 +175,10 @@ class _Analyzer(VADAnalyzer):
         quiet = self._vad_state == VADState.QUIET
         self._calm_windows = self._calm_windows + 1 if quiet else 0
         window = as_float(np.frombuffer(buffer, dtype=np.int16))
-        return self._stream.probability(window, quiet=quiet)
+        probability = self._stream.probability(window, quiet=quiet)
+        perhaps = quiet and probability >= _PERHAPS
+        self._perhaps_windows = self._perhaps_windows + 1 if perhaps else 0
+        return probability
 
     def _get_smoothed_volume(self, audio: bytes) -> float:
         # Measuring loudness costs more than the model does.

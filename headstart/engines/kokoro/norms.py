@@ -1,10 +1,11 @@
 """What the generator's instance norms would measure over a clause, predicted before it is made.
 
-A ridge regression from the front end's output to the mean and variance of every channel in
-every norm, as deviations from the voice's own averages; the same weights for all voices, of
-low rank. What it sees of a clause are averages over time: of the generator's input, of random
-rectified projections of it (Rahimi and Recht 2008, "Weighted sums of random kitchen sinks"),
-and of how often pitch and energy are where. `headstart.engines.kokoro.fit` makes the data.
+Ridge regressions from the front end's output to the mean and to the variance of every channel
+in every norm, as deviations from the voice's own averages; the same weights for all voices, of
+low rank. What they see of a clause is its style, which Kokoro chooses by the number of
+phonemes, and averages over time: of the generator's input, of random rectified projections of
+it (Rahimi and Recht 2008, "Weighted sums of random kitchen sinks"), and of how often pitch and
+energy are where. `headstart.engines.kokoro.fit` makes the data.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from torch import Tensor
 CHANNELS = 512
 """Of the generator's input."""
 PROJECTIONS = 768
+STYLE = 128
+"""Numbers in a style."""
+KINDS = ("mean", "variance")
+"""What is predicted of a channel, by a regression of its own."""
 _PITCHES_HZ = np.geomspace(60, 450, 16)
 _ENERGIES = np.linspace(-9.7, 9.1, 12)
 """Where energy mostly is: 1st to 99th percentile of the sentences of the fit."""
@@ -39,9 +44,15 @@ class NormPredictor:
         self._means, log_variances = averages.chunk(2, dim=1)
         self._deviations, self._variances = (log_variances / 2).exp(), log_variances.exp()
         self._middle = tensor("feature_middle")
-        self._inward = tensor("inward") / tensor("feature_scale")[:, None]
-        self._offsets = tensor("offsets")
-        self._outward = tensor("outward") * tensor("outward_step")
+        scale = tensor("feature_scale")[:, None]
+        self._regressions = [
+            (
+                tensor(f"{kind}_inward") * tensor(f"{kind}_inward_step") / scale,
+                tensor(f"{kind}_offsets"),
+                tensor(f"{kind}_outward") * tensor(f"{kind}_outward_step"),
+            )
+            for kind in KINDS
+        ]
         self._features = Features(tensor("input_middle"), tensor("input_scale"))
 
     @classmethod
@@ -58,7 +69,7 @@ class NormPredictor:
         return voice in self._voices
 
     def predict(
-        self, voice: str, x: Tensor, pitch: Tensor, energy: Tensor
+        self, voice: str, x: Tensor, pitch: Tensor, energy: Tensor, style: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Means and variances of all channels of all norms, in the generator's order.
 
@@ -67,10 +78,14 @@ class NormPredictor:
             x: The generator's input, shape (frames, 512).
             pitch: In Hz, shape (frames,).
             energy: Shape (frames,).
+            style: Shape (1, 128).
         """
         number = self._voices[voice]
-        seen = self._features.of(x, pitch, energy) - self._middle
-        shift, growth = ((seen @ self._inward - self._offsets[number]) @ self._outward).chunk(2)
+        seen = self._features.of(x, pitch, energy, style) - self._middle
+        shift, growth = (
+            (seen @ inward - offsets[number]) @ outward
+            for inward, offsets, outward in self._regressions
+        )
         return (
             self._means[number] + shift * self._deviations[number],
             self._variances[number] * torch.exp(growth),
@@ -96,8 +111,8 @@ class Features:
         self._pitches = torch.from_numpy(np.log(_PITCHES_HZ).astype(np.float32))
         self._energies = torch.from_numpy(_ENERGIES.astype(np.float32))
 
-    def of(self, x: Tensor, pitch: Tensor, energy: Tensor) -> Tensor:
-        """Averages over the clause; shape (1852,). Arguments as for `predict`."""
+    def of(self, x: Tensor, pitch: Tensor, energy: Tensor, style: Tensor) -> Tensor:
+        """Averages over the clause, and its style; shape (1980,). Arguments as for `predict`."""
         voiced = (pitch > _UNVOICED_HZ).float()
         log_pitch = pitch.clamp_min(40).log()
         heights = _shares(log_pitch, self._pitches) * voiced[:, None]
@@ -123,11 +138,12 @@ class Features:
                         (pitch**2).mean() / 1e4,
                     ]
                 ),
+                style[0],
             ]
         )
 
 
-GROUPS = (CHANNELS, CHANNELS, PROJECTIONS, 2 * len(_PITCHES_HZ) + 2 * len(_ENERGIES) + 4)
+GROUPS = (CHANNELS, CHANNELS, PROJECTIONS, 2 * len(_PITCHES_HZ) + 2 * len(_ENERGIES) + 4, STYLE)
 """How many features there are of each kind, in order."""
 
 

@@ -113,7 +113,7 @@ class TorchKokoro:
     def _folds(self, voice: str, front: Front, predictor: NormPredictor) -> Folds:
         means, variances = (
             torch.split(part, list(self._generator.channels))
-            for part in predictor.predict(voice, front.x, front.pitch, front.energy)
+            for part in predictor.predict(voice, front.x, front.pitch, front.energy, front.style)
         )
         statistics = dict(
             zip(self._generator.norms, zip(means, variances, strict=True), strict=True)

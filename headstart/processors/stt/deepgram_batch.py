@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -11,12 +12,14 @@ import soxr
 from deepgram.core import ApiError
 from deepgram.core.request_options import RequestOptions
 from httpx import HTTPError
+from loguru import logger
 from numpy.typing import NDArray
 from pipecat.audio.utils import pcm_to_wav
 
 from headstart.engines import hub
 from headstart.engines.hypothesis import Hypothesis, Word
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
+from headstart.errors import HeadstartError
 from headstart.processors.audio import MODEL_RATE, as_float
 from headstart.processors.stt.deepgram_link import Destination, LinkLostError, refusal
 from headstart.processors.stt.deepgram_segments import understood
@@ -115,6 +118,25 @@ class Local(Batch):
         if sample_rate != MODEL_RATE:
             samples = soxr.resample(samples, sample_rate, MODEL_RATE)
         return await recognise(self._engine, samples)
+
+
+async def transcribe_by_first(
+    batches: Iterable[Batch], pcm: bytes, sample_rate: int, *, asker: str
+) -> tuple[Path, Hypothesis] | None:
+    """What the first that can do it makes of 16-bit mono audio, and which that was.
+
+    Args:
+        batches: In the order in which to ask.
+        pcm: The audio.
+        sample_rate: Its rate, in Hz.
+        asker: Who asks, for the log.
+    """
+    for batch in batches:
+        try:
+            return batch.path, await batch.transcribe(pcm, sample_rate)
+        except HeadstartError as error:
+            logger.warning(f"{asker}: fallback {batch.path!r}: {error}")
+    return None
 
 
 async def recognise(engine: WhisperEngine, samples: NDArray[np.int16]) -> Hypothesis:

@@ -11,10 +11,10 @@ from deepgram.listen.v2.types import ListenV2FatalError, ListenV2TurnInfo, Liste
 from loguru import logger
 from pipecat.frames.frames import EndFrame, VADUserStoppedSpeakingFrame
 
-from headstart.processors.stt.deepgram import DeepgramSTT
 from headstart.processors.stt.deepgram_link import Link, LinkLostError
 from headstart.processors.stt.deepgram_segments import Heard, Segment, Segments, TimedWord
 from headstart.processors.stt.deepgram_settings import FluxSettings
+from headstart.processors.stt.deepgram_streaming import StreamingSTT
 
 _NOT_HEARD_SECS = 0.5
 """Audio after a VAD stop in which Flux still has no words: then nothing was said."""
@@ -88,7 +88,7 @@ class FluxSegments(Segments):
         return secs >= segment.voice_end_secs - _VOICE_END_SECS
 
 
-class DeepgramFluxSTT(DeepgramSTT):
+class DeepgramFluxSTT(StreamingSTT):
     """Streams to Flux from each VAD start until Flux has ended the turn.
 
     The silence after the VAD stop is sent too, since that is what Flux decides on. The final
@@ -109,8 +109,7 @@ class DeepgramFluxSTT(DeepgramSTT):
         Raises:
             UsageError: There is no API key.
         """
-        super().__init__(settings or FluxSettings(), **kwargs)  # type: ignore[arg-type]
-        self._segments = FluxSegments()
+        super().__init__(settings or FluxSettings(), FluxSegments(), **kwargs)
         self._patience_secs = self._options.eot_timeout_ms / 1000 + self._options.final_timeout_secs
         self._stopped_at = 0.0
         self._ends_turn = False
@@ -138,9 +137,7 @@ class DeepgramFluxSTT(DeepgramSTT):
         """Send all whole chunks."""
         while self._ring.unsent_secs() >= self._chunk_secs:
             for segment in self._segments.open:
-                if segment not in self._carried:
-                    self._carried.add(segment)
-                    segment.connections += 1
+                self._carries(segment)
             await self._send_chunk(link, self._chunk_secs)
         self._expect_nothing_when_idle()
 
@@ -148,20 +145,14 @@ class DeepgramFluxSTT(DeepgramSTT):
         if isinstance(message, ListenV2TurnInfo):
             self._ends_turn = _ENDS_TURN.get(message.event, self._ends_turn)
             predicts = self._options.eager_eot_threshold is not None
-            changed = self._segments.hear(self._heard_turn(message))
-            self._ring.finalise(self._segments.final_until_secs)
-            for segment in changed:
-                if segment.closed:
-                    self._answer.set()
-                elif segment.hypothesis.text:
-                    await self._push_progress(segment, self._ends_turn if predicts else None)
+            await self._hear(self._heard(message), self._ends_turn if predicts else None)
         elif isinstance(message, ListenV2FatalError):
             self._failures += 1  # or the next attempt would follow at once
             raise LinkLostError(f"Deepgram: {message.code}: {message.description}")
         elif isinstance(message, ListenV2Warning):
             logger.warning(f"{self}: Deepgram: {message.code}: {message.description}")
 
-    def _heard_turn(self, turn: ListenV2TurnInfo) -> Heard:
+    def _heard(self, turn: ListenV2TurnInfo) -> Heard:
         at = self._ring.stream_secs
         start, end = turn.audio_window_start, turn.audio_window_end
         words = tuple(
@@ -179,7 +170,11 @@ class DeepgramFluxSTT(DeepgramSTT):
             turn.transcript, words, confidence, at(start), at(end), ended, from_finalize=False
         )
 
-    async def _complete(self, segment: Segment, deadline: float) -> None:
+    async def _complete(self, segment: Segment, stopped_at: float) -> None:
+        await super()._complete(segment, stopped_at)
+        self._expect_nothing_when_idle()
+
+    async def _streamed(self, segment: Segment, stopped_at: float) -> bool:
         """Wait as long as Flux may: while the user speaks, and until the turn must have ended."""
         while not (segment.closed or self._refused or self._seems_hopeless):
             stopped_at = time.monotonic() if self._segments.speaking else self._stopped_at
@@ -189,8 +184,7 @@ class DeepgramFluxSTT(DeepgramSTT):
             await self._answered(segment, deadline, patient=False)
         if not segment.closed:  # what Flux still says of this turn must not come to the next
             self._break(LinkLostError("Flux did not end the turn in time"))
-        await super()._complete(segment, time.monotonic())
-        self._expect_nothing_when_idle()
+        return segment.closed
 
     def _expect_nothing_when_idle(self) -> None:
         """Flux answers each 250 ms or so of audio: the last pieces may have no answer."""

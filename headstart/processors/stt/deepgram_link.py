@@ -243,6 +243,7 @@ class LinkPool:
         self._lock = threading.Lock()
         self._idle: list[_Idle] = []
         self._opening: set[asyncio.Task[Link]] = set()
+        self._keepers: set[asyncio.Task[None]] = set()  # some may be closing their link
 
     async def take(self, destination: Destination, timeout_secs: float) -> Link:
         """A live link: an idle one if there is one, else a new one.
@@ -276,6 +277,8 @@ class LinkPool:
             secs = self._idle_secs if len(self._idle) < self._most else 0.0
             keeper = asyncio.create_task(self._keep(link, secs), name="deepgram-idle")
             self._idle.append(_Idle(link, keeper))
+            self._keepers.add(keeper)
+        keeper.add_done_callback(self._keepers.discard)
 
     async def close(self) -> None:
         """Close the idle links of the running event loop."""
@@ -288,6 +291,8 @@ class LinkPool:
         for idle in mine:
             await _cancel(idle.keeper)
             await idle.link.close()
+        if closing := [task for task in self._keepers if task.get_loop() is loop]:
+            await asyncio.wait(closing)
 
     def __len__(self) -> int:
         return len(self._idle)

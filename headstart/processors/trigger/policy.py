@@ -43,7 +43,7 @@ class TriggerSettings(StageSettings):
     """Whether the words must look finished: closed by punctuation, or by Smart Turn."""
     completeness: float = Field(default=0.5, ge=0, le=1)
     """Least score (0..1) of Smart Turn that counts as finished."""
-    min_silence_secs: float = Field(default=0.7, ge=0)
+    min_silence_secs: float = Field(default=0.8, ge=0)
     """Silence, in seconds, before which no early answer is let out, so that it does not cut in
     when the user only takes a breath. A turn without one ends when it ends."""
     keep_extended: bool = True
