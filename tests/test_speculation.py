@@ -626,6 +626,15 @@ def test_words_cut_off_from_their_answer_belong_to_the_turn_that_goes_on() -> No
     assert [heard.reply for heard in world.heard] == [2, 3]
 
 
+def test_a_turn_taken_up_again_in_the_moment_in_which_it_ends_is_answered_once() -> None:
+    # 2 s after its stop, the turn ends without a final transcript; its context is on the way to
+    # the language model when the interruption by the next words overtakes it.
+    ends: list[Step] = [("final", "Um."), ("wait", 0.1), ("stop_speaking",), ("silence", 1.8)]
+    again: list[Step] = [("start_speaking",), ("wait", 0.07), ("stop_speaking",), ("final", ASK)]
+    world = talk([("start_speaking",), *ends, *again, ("silence", 3.0)])
+    assert world.llm.requests[0].question == f"Um. {ASK}"
+
+
 def test_words_that_come_after_their_turn_was_given_up_are_answered() -> None:
     voice: list[Step] = [("start_speaking",), ("wait", 1.0), ("stop_speaking",), ("silence", 4.0)]
     world = talk([*voice, ("final", ASK), ("silence", 3.0)])

@@ -20,6 +20,7 @@ from pipecat.frames.frames import (
     EagerEndOfTurnCancelFrame,
     Frame,
     FunctionCallFromLLM,
+    InterruptionFrame,
     LLMContextFrame,
     LLMFullResponseStartFrame,
     SystemFrame,
@@ -90,6 +91,8 @@ class AnthropicLLM(AnthropicLLMService):
         self._attempts = Attempts()
         self._attempt: int | None = None
         """The attempt that the answer belongs to, if it is speculative."""
+        self._interruption = 0
+        """Id of the last one. Frames are numbered in the order in which they are made."""
         self._ticket = Ticket()
         self._settled = asyncio.Event()
         """There is a verdict on the attempt, or no attempt."""
@@ -168,9 +171,13 @@ class AnthropicLLM(AnthropicLLMService):
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Answer contexts; pass on the rest, in its place."""
         self._attempts.hear(frame)
+        if isinstance(frame, InterruptionFrame):
+            self._interruption = frame.id
         if isinstance(frame, LLMContextFrame):
             self._supersede_answer()
             await self._answer_is_over()
+            if frame.id < self._interruption:
+                return  # the interruption came after it, and has overtaken it
             self._attempt = attempt_of(frame)
             if self._standing() is Standing.VOID:
                 return  # its withdrawal has overtaken it
