@@ -108,6 +108,19 @@ class SpeculationFiredFrame(SystemFrame):
 
 
 @dataclass
+class SpeculationAwaitedFrame(SystemFrame):
+    """The turn has ended on the words of an attempt, but for the silence that proves it.
+
+    The user waits for the answer from now on, unless they go on speaking.
+
+    Parameters:
+        attempt: Its number within the conversation.
+    """
+
+    attempt: int
+
+
+@dataclass
 class SpeculationEndedFrame(SystemFrame):
     """What has become of it. Follows every `SpeculationFiredFrame` exactly once.
 

@@ -30,6 +30,7 @@ from pipecat.frames.frames import (
     UserStartedSpeakingFrame,
     UserStoppedSpeakingFrame,
 )
+from pipecat.metrics.metrics import LLMUsageMetricsData
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
@@ -150,6 +151,17 @@ class Talk:
         return texts
 
     @property
+    def unread(self) -> list[int]:
+        """How many tokens of each prompt were not in the cache."""
+        return [
+            data.value.prompt_tokens
+            for frame in self.heard
+            if isinstance(frame, MetricsFrame)
+            for data in frame.data
+            if isinstance(data, LLMUsageMetricsData)
+        ]
+
+    @property
     def errors(self) -> list[str]:
         return [frame.error for frame in self.heard if isinstance(frame, ErrorFrame)]
 
@@ -247,6 +259,19 @@ async def test_an_interruption_ends_the_answer_at_once_and_frees_the_slot() -> N
         assert "Paris" in await talking.answer(context("What is the capital of France?"))
         assert len(talking.texts) == 2
         assert not talking.errors
+
+
+async def test_an_answer_given_up_does_not_scatter_the_prompts_that_are_cached() -> None:
+    story = "Once there was a fox. " * 100
+    async with talk(max_tokens=4) as one, talk(max_tokens=4) as other:
+        await one.answer(context("Hello."))
+        await other.answer(context("It rains in Bergen. " * 100))
+        await one.answer(context(story))
+        # Superseded while llama.cpp reads what is new in it.
+        await one.send(LLMContextFrame(context(story, "Yes.", "Go on. " * 12)))
+        await eventually(slots_are_busy)
+        await one.answer(context(story, "Yes.", "Why?"))
+    assert one.unread[1] > 400 > 100 > one.unread[-1]
 
 
 async def test_a_new_context_supersedes_the_answer_and_never_queues_behind_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -109,6 +110,19 @@ async def test_committed_work_waits_for_one_piece_of_a_speculation_only(
     model.release()
     await asyncio.gather(speculation, committed)
     assert model.done == ["committed", "piece 0", "piece 1", "piece 2"]
+
+
+async def test_work_that_is_not_due_yet_lets_others_go_first(queue: InferenceQueue) -> None:
+    model, now = Model(), time.monotonic()
+    holder = await occupied(queue, model)
+    tasks = []
+    for name, due in (("in 2 s", now + 2), ("in 1 s", now + 1), ("asked now", None)):
+        work = lambda name=name: model.work(name)  # noqa: E731
+        tasks.append(asyncio.create_task(queue.run(work, Ticket(due=due))))
+        await asyncio.sleep(0)
+    model.release()
+    await asyncio.gather(holder, *tasks)
+    assert model.done == ["asked now", "in 1 s", "in 2 s"]
 
 
 async def test_leaving_a_stream_frees_the_worker(queue: InferenceQueue) -> None:

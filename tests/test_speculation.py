@@ -463,6 +463,22 @@ def test_an_early_answer_is_let_out_after_enough_silence_and_no_later() -> None:
         assert (ended.committed, ended.waited_secs) == (True, pytest.approx(0.5))
 
 
+def test_work_on_an_early_answer_counts_as_waited_for_when_nothing_but_silence_is_missing() -> None:
+    world = World(trigger=EAGER | {"min_silence_secs": 2.0}, turn={"smart_turn": False})
+    world.llm.script.append(Model.LONG)
+    waited_for: list[bool] = []
+
+    async def script() -> None:
+        for steps in ([*ASKED[:2], ("wait", 0.5)], [*ENDED[:2], ("wait", 0.1)]):
+            await perform(world, steps)
+            waited_for.append(world.voice.workload.is_committed)
+        await perform(world, [("silence", 5.0)])
+
+    play(world, script)
+    assert waited_for == [False, True]
+    assert outcomes(world) == [(True, "same words")]
+
+
 def test_a_turn_without_an_early_answer_does_not_wait() -> None:
     world = talk([*ASKED, *ENDED], Model.FAILS, **PAUSE)
     (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)

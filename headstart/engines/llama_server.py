@@ -17,12 +17,13 @@ _PROMPT_CACHE_MIB = 128
 """Bound of the prompts that llama.cpp keeps beside its slots, for conversations that take turns
 on one slot. Its own default is 8 GiB."""
 
-_NICENESS = 10
-"""Once a clause is written, the voice is what the user waits for. On two cores its first audio
-came after 0.55 s instead of 0.78 s for it (p50 of 8 runs
-of 4 utterances each)."""
+_NICENESS = 3
+"""Once a clause is written, the voice is what its user waits for; but with two sessions, the other
+one's user waits for words. With 10, the answers of two sessions at once came after 1.73 and 1.77 s
+(p50, trigger on and off, 16 turns each), with 3 after 1.31 and 1.55 s; those of one session after
+0.89 and 0.98 s, with 3 after 0.89 and 0.94 s."""
 
-_BATCH_TOKENS = 128
+_BATCH_TOKENS = 64
 """A request that was given up frees its slot after one batch of its prompt at the latest."""
 
 

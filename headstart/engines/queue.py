@@ -35,6 +35,8 @@ class Ticket:
 
     priority: Priority = Priority.COMMITTED
     cancelled: bool = False
+    due: float | None = None
+    """When more of it is needed, by `time.monotonic`; None: since it was asked for."""
     _hooks: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def commit(self) -> None:
@@ -89,6 +91,7 @@ class _Job(Generic[T]):
     """The first piece is all there is."""
     deliver: Callable[[T], None]
     end: Callable[[BaseException | None], None]
+    asked_at: float = field(default_factory=time.monotonic)
     queued_at: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     ran: float = 0.0
@@ -100,13 +103,20 @@ class _Job(Generic[T]):
     def dropped(self) -> bool:
         return self.left or self.ticket.cancelled
 
+    @property
+    def turn(self) -> tuple[Priority, float, int]:
+        """The job whose turn is least runs first."""
+        due = self.asked_at if self.ticket.due is None else self.ticket.due
+        return self.ticket.priority, due, self.number
+
 
 class InferenceQueue:
     """Feeds a model's worker threads.
 
     Work comes as an iterator of pieces. Between two pieces the worker looks again at who
-    is first: committed before speculative, then oldest first. So a committed request waits
-    for one piece of a speculative one at most, and a cancelled one frees the worker after it.
+    is first: committed before speculative, then who is due first, which is the oldest unless
+    their tickets say otherwise. So a committed request waits for one piece of a speculative
+    one at most, and a cancelled one frees the worker after it.
     """
 
     def __init__(self, name: str, *, threads: int = 1, capacity: int = 64) -> None:
@@ -274,7 +284,7 @@ class InferenceQueue:
                 if self._closed:
                     return None
                 if self._waiting:
-                    job = min(self._waiting, key=lambda job: (job.ticket.priority, job.number))
+                    job = min(self._waiting, key=lambda job: job.turn)
                     self._waiting.remove(job)
                     self._running += 1
                     return job

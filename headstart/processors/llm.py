@@ -188,8 +188,9 @@ class AnthropicLLM(AnthropicLLMService):
         if isinstance(frame, WarmUpFrame):
             await self._warm_up(frame.context)
         await super().process_frame(frame, direction)
-        if self._standing() is not Standing.PENDING:
+        if self._attempts.priority(self._attempt) is Priority.COMMITTED:
             self._ticket.commit()
+        if self._standing() is not Standing.PENDING:
             self._settled.set()
 
     def _standing(self) -> Standing:
@@ -339,6 +340,8 @@ class AnthropicLLM(AnthropicLLMService):
             finally:
                 if not is_whole:  # else the connection is as good as new when it is read out
                     reader.cancel()
+                    if self._engine is not None:
+                        self._engine.slots.given_up()
 
     async def _read(
         self, api_call: Callable[..., Any], params: dict[str, Any], events: asyncio.Queue[Any]
@@ -346,18 +349,25 @@ class AnthropicLLM(AnthropicLLMService):
         """Read the events of one request; the last is an exception if it broke off."""
         async with AsyncExitStack() as closing:
             try:
+                if self._engine is not None:
+                    await self._engine.slots.settled(self._busy_slots)
                 async with asyncio.timeout(self._stage.timeout_secs):
                     stream = await api_call(**params)
                 await closing.enter_async_context(stream)
                 letters = 0
-                async for event in stream:
-                    events.put_nowait(event)
-                    letters += len(getattr(getattr(event, "delta", None), "text", None) or "")
-                    if letters >= self._stage.max_speculative_tokens * _LETTERS_PER_TOKEN:
-                        await self._settled.wait()
+                with self._engine.slots.answering() if self._engine else nullcontext():
+                    async for event in stream:
+                        events.put_nowait(event)
+                        letters += len(getattr(getattr(event, "delta", None), "text", None) or "")
+                        if letters >= self._stage.max_speculative_tokens * _LETTERS_PER_TOKEN:
+                            await self._settled.wait()
                 events.put_nowait(ConnectionError("it broke off"))
             except Exception as error:
                 events.put_nowait(error)
+
+    async def _busy_slots(self) -> int:
+        slots: Any = await self._client.get("/slots", cast_to=object)
+        return sum(slot["is_processing"] for slot in slots)
 
     def _lets_wind_up(self, task: asyncio.Task[Any]) -> None:
         self._winding_up.add(task)

@@ -15,7 +15,8 @@ from pipecat.frames.frames import (
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.turns.speculation_gate import GatedFrame, SpeculationGate
 
-from headstart.frames import attempt_of
+from headstart.engines.queue import Priority
+from headstart.frames import SpeculationAwaitedFrame, attempt_of
 
 
 class Standing(StrEnum):
@@ -42,11 +43,15 @@ class Attempts:
         """No attempt has been heard of."""
         self._settled = 0
         self._confirmed = False
+        self._awaited: int | None = None
 
     def hear(self, frame: Frame) -> None:
         """Note what the frame says about an attempt, if it does."""
         if isinstance(frame, InterruptionFrame):
             self._confirmed = False
+            return
+        if isinstance(frame, SpeculationAwaitedFrame):
+            self._awaited = frame.attempt
             return
         attempt = attempt_of(frame)
         if attempt is None or attempt <= self._settled:
@@ -60,6 +65,11 @@ class Attempts:
         if attempt is None or (attempt == self._settled and self._confirmed):
             return Standing.CONFIRMED
         return Standing.PENDING if attempt > self._settled else Standing.VOID
+
+    def priority(self, attempt: int | None) -> Priority:
+        """How urgent work on an attempt is: it is committed as soon as the user waits for it."""
+        pending = self.standing(attempt) is Standing.PENDING
+        return Priority.SPECULATIVE if pending and attempt != self._awaited else Priority.COMMITTED
 
 
 class SpeculationTracker(SpeculationGate):

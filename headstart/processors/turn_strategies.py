@@ -31,6 +31,7 @@ from headstart.engines.smart_turn import LONGEST_SECS, SmartTurnEngine, SmartTur
 from headstart.frames import (
     AnswerCutFrame,
     ProgressiveTranscriptionFrame,
+    SpeculationAwaitedFrame,
     SpeculationCostFrame,
     SpeculationEndedFrame,
     SpeculationFiredFrame,
@@ -296,7 +297,10 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
             return
         now = asyncio.get_running_loop().time()
         if not (waited or self._ends_now(ending)):
-            self._waits_since = self._waits_since or now
+            if self._waits_since is None:
+                self._waits_since = now
+                if self.trigger is not None and self.trigger.pending is not None:
+                    await self._report(SpeculationAwaitedFrame(self.trigger.pending.number))
             if self._waiting is None and not self.end.voice_heard:
                 # Without audio no silence passes: a muted microphone sends none.
                 self._waiting = self.create_task(self._wait(), "wait-for-silence")

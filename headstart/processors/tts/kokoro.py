@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -46,6 +47,10 @@ from headstart.processors.tts.spoken import as_spoken
 
 _AHEAD_SECS = 1.5
 """Speech made of an unconfirmed answer; its first clause is made whole, however long."""
+
+_PIECE_SECS = 0.5
+"""What a piece of speech takes at most, as a rule. Speech that is to be heard later than that may
+wait for the first words of somebody else."""
 
 _LANGUAGES = {
     "a": Language.EN_US,
@@ -216,10 +221,9 @@ class KokoroTTS(TTSService):
         self._ahead_secs = 0.0
         if self._standing is Standing.PENDING:
             self._settled.clear()
-            self._ticket = Ticket(Priority.SPECULATIVE)
         else:
             self._settled.set()
-            self._ticket = Ticket()
+        self._ticket = Ticket(self._attempts.priority(attempt))
 
     async def _judge(self, frame: SystemFrame, direction: FrameDirection) -> None:
         self._standing = self._attempts.standing(self._attempt)
@@ -230,13 +234,22 @@ class KokoroTTS(TTSService):
             self._confirm()
         elif self._standing is Standing.VOID:
             await self._withdraw(direction)
+        elif self._attempts.priority(self._attempt) is Priority.COMMITTED:
+            self._ticket.commit()
 
     def _confirm(self) -> None:
         """What was made is heard from now on, and the rest is urgent."""
         self._ticket.commit()
         for context in self._contexts.values():
             context.begin_playback(self.get_clock().get_time())
+            self._say_when_due(context)
         self._settled.set()
+
+    def _say_when_due(self, context: _Context) -> None:
+        """Let others go first as long as what has been made is still to be heard."""
+        if self._standing is Standing.CONFIRMED:
+            left_secs = context.left_secs(self.get_clock().get_time())
+            self._ticket.due = time.monotonic() + left_secs - _PIECE_SECS
 
     async def _withdraw(self, direction: FrameDirection) -> None:
         """Drop all that was made and queued, as an interruption does; the bot never spoke."""
@@ -327,6 +340,7 @@ class KokoroTTS(TTSService):
                     start_secs = context.start(self.get_clock().get_time())
                     await self._push_audio(piece.samples, context_id)
                     context.played(len(piece.samples))
+                    self._say_when_due(context)
                     self._ahead_secs += len(piece.samples) / SAMPLE_RATE
                     await self.add_word_timestamps(
                         [(word.text, start_secs + word.start_secs) for word in piece.words],
@@ -396,3 +410,7 @@ class _Context:
     def played(self, samples: int) -> None:
         """So many more samples follow."""
         self._audio_secs += samples / SAMPLE_RATE
+
+    def left_secs(self, now_ns: int) -> float:
+        """How much of the audio is still to be heard, if it is heard as soon as it can be."""
+        return self._audio_secs - (now_ns - (self._first_ns or now_ns)) / 1e9
