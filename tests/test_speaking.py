@@ -469,6 +469,21 @@ async def test_a_long_text_handed_over_at_once_is_heard_from_its_first_clause_on
     assert kinds.count(TTSStartedFrame) == kinds.count(TTSStoppedFrame) == 1
 
 
+async def test_the_first_words_for_one_need_not_wait_until_all_is_said_to_another() -> None:
+    clause = "The early train is the best way to get there on time."
+    slow, usual = (KokoroSettings(engine="torch", speed=speed) for speed in (0.5, 1.0))
+    async with (
+        running(KokoroTTS(slow)) as (talker, said),
+        running(KokoroTTS(usual)) as (other, answered),
+    ):
+        await talker.queue_frames(reply(clause))
+        await said.wait_for(TTSAudioRawFrame)
+        await other.queue_frame(TTSSpeakFrame("Yes."))
+        await answered.wait_for(TTSAudioRawFrame)
+        pieces = len(said.all(TTSAudioRawFrame))
+    assert len(said.all(TTSAudioRawFrame)) > pieces
+
+
 async def test_the_end_of_the_pipeline_waits_for_what_is_still_to_be_said() -> None:
     async with running(KokoroTTS(KokoroSettings(engine="onnx"))) as (worker, out):
         await worker.queue_frame(TTSSpeakFrame("Good bye."))

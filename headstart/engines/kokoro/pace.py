@@ -8,7 +8,7 @@ from statistics import median
 
 FRAME_SECS = 0.0125
 
-_SILENT = 8
+_SILENT = 4
 """Frames of silence that the first chunk begins with, in three clauses of four at most."""
 _LEAST, _MOST = 12, 96
 """Frames of a later chunk."""
@@ -16,6 +16,8 @@ _FIXED = 3.0
 """What a chunk costs whatever its length, in frames."""
 _MARGIN = 1.4
 """How much slower than expected a chunk may be."""
+_STEADY_MARGIN = 1.25
+"""The same of all chunks of a clause together."""
 _REMEMBERED = 15
 """Chunks, those of about a clause."""
 
@@ -50,7 +52,7 @@ class Pace:
         """
         left = end - begin
         # Of the first, enough is heard to last until the second is there.
-        frames = _SILENT + math.ceil(self._secs(_LEAST) / FRAME_SECS)
+        frames = _SILENT + math.ceil(self._secs(self._lasting) / FRAME_SECS)
         affordable = float(left)
         if ahead_secs is not None:
             affordable = ahead_secs / (self.frame_secs * _MARGIN) - _FIXED
@@ -69,7 +71,13 @@ class Pace:
         if left <= 0:
             return True
         late_secs = left * (self.frame_secs * _MARGIN - FRAME_SECS)
-        return held_secs >= max(self._secs(min(left, _LEAST)), late_secs)
+        return held_secs >= max(self._secs(min(left, self._lasting)), late_secs)
+
+    @property
+    def _lasting(self) -> int:
+        """Frames of the shortest chunk that is played for longer than another of it takes."""
+        share = min(self.frame_secs * _STEADY_MARGIN / FRAME_SECS, 0.9)
+        return max(_LEAST, math.ceil(_FIXED * share / (1 - share)))
 
     def _secs(self, frames: int) -> float:
         """How long a chunk takes at worst."""

@@ -32,9 +32,14 @@ from headstart.engines.kokoro.source import FRAME
 from headstart.engines.kokoro.stream import Folds, Generator, Stream
 from headstart.engines.kokoro.weights import load_weights, under
 
-_EARLIEST_ONSET = 10
-"""Frames before the end of the start mark at which speech may begin: 125 ms. Of 100 clauses by
-ten voices, none began over 105 ms before it, or over 20 ms after it; half of them, 45 ms before."""
+_SPEECH_ENERGY = -3.0
+"""Predicted energy from which on there is speech; in silence it is -5 and less. Of 112 clauses by
+28 voices, none was heard earlier than 3 ms before the first such frame, half of them not until
+12 ms and one of twenty not until 36 ms after it."""
+_BEFORE_SPEECH = 3
+"""Frames that are made before it: the generator's layers look back, and the further back they do,
+the less it matters. With 3, the first 20 ms of a clause are 19 dB, the next 37 dB above what they
+differ from the whole clause (median of 16)."""
 _LEAST_REST = SAMPLE_RATE // 10
 """Samples of silence after which a clause has ended, once its last phoneme has begun."""
 
@@ -97,7 +102,7 @@ class TorchKokoro:
                     audio, skipped = trimmed(wave.numpy(), pause)
                     return Rendering(front.durations, skipped, iter((audio,)))
                 folds = self._folds(voice, front, self._predictor)
-                begin = max(0, 2 * int(front.durations[0]) - _EARLIEST_ONSET)
+                begin = _before_speech(front)
                 stream = self._generator.stream(front, folds, begin, abort)
                 audio, skipped = self._first_piece(stream, begin, len(front.x))
         except AbortedError:
@@ -173,6 +178,13 @@ class TorchKokoro:
         audio: NDArray[np.float32] = stream.next(end).numpy()
         self._pace.measured(stream.position - begin, time.monotonic() - started)
         return audio
+
+
+def _before_speech(front: Front) -> int:
+    """The frame from which on a clause is made: what comes before it is silence."""
+    loud = (front.energy > _SPEECH_ENERGY).nonzero()
+    first = int(loud[0]) if len(loud) else 0
+    return max(0, min(first, 2 * int(front.durations[0])) - _BEFORE_SPEECH)
 
 
 def _return_memory() -> None:
