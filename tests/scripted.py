@@ -46,6 +46,7 @@ from headstart.engines.kokoro.engine import Speech, WordTime
 from headstart.engines.queue import Ticket
 from headstart.engines.smart_turn import SmartTurnEngine
 from headstart.engines.workload import Workload
+from headstart.errors import EngineError
 from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.pipeline.build import Built, build
 from headstart.pipeline.spec import PipelineSpec, Position, StageSpec
@@ -252,6 +253,8 @@ class _Voice:
         self.pieces: dict[int, int] = {}
         self.started: list[str] = []
         self.workload = Workload()
+        self.fails = 0
+        """How many of the clauses that come fail."""
         self._reply = 0
 
     def check(self, voice: str, speed: float = 1.0) -> None:
@@ -259,6 +262,9 @@ class _Voice:
 
     async def speak_words(self, text: str, ticket: Ticket, **_: Any) -> AsyncGenerator[Speech]:
         self.started.append(text)
+        if self.fails:
+            self.fails -= 1
+            raise EngineError("out of memory")
         with self.workload.holding(ticket):
             async for piece in self._pieces(text):
                 yield piece

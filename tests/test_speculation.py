@@ -479,6 +479,15 @@ def test_work_on_an_early_answer_counts_as_waited_for_when_nothing_but_silence_i
     assert outcomes(world) == [(True, "same words")]
 
 
+def test_an_early_answer_that_cannot_be_spoken_is_withdrawn_and_the_turn_answered_whole() -> None:
+    world = World(trigger=EAGER, turn={"smart_turn": False})
+    world.voice.fails = 1
+    play(world, lambda: perform(world, [*ASKED, *ENDED]))
+    assert outcomes(world) == [(False, "cancelled")]
+    assert [heard.reply for heard in world.heard] == [2]
+    assert not world.of(ErrorFrame)
+
+
 def test_a_turn_without_an_early_answer_does_not_wait() -> None:
     world = talk([*ASKED, *ENDED], Model.FAILS, **PAUSE)
     (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)

@@ -9,11 +9,7 @@ from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from anthropic import (
-    APIConnectionError,
-    APIStatusError,
-    APITimeoutError,
-)
+from anthropic import APIConnectionError, APIStatusError
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
@@ -34,20 +30,19 @@ from pipecat.processors.frame_processor import (
 )
 from pipecat.services.anthropic.llm import AnthropicLLMService, AnthropicLLMSettings
 from pipecat.utils.errors import ErrorCategory
-from pipecat.utils.http import TIMEOUT_EXCEPTIONS
 
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine
 from headstart.engines.queue import Priority, Ticket
-from headstart.errors import HeadstartError, UsageError
+from headstart.errors import UsageError
 from headstart.frames import SpeculationCostFrame, WarmUpFrame, attempt_of, mark_attempt
 from headstart.processors.early_tools import EarlyTool
+from headstart.processors.llm_errors import TIMEOUTS, category_of, in_one_line
 from headstart.processors.llm_settings import LLMSettings, client_for, request_settings
 from headstart.processors.speculation import Attempts, SpeculationTracker, Standing
 
 _CONNECT_SECS = 3.0
 _CACHE_PROMPT_SECS = 30.0
-_TIMEOUTS: tuple[type[Exception], ...] = (APITimeoutError, *TIMEOUT_EXCEPTIONS)
 _CANCEL_SECS = 1.0
 _LETTERS_PER_TOKEN = 4
 """Of English text. The pieces in which an API sends its text are not tokens."""
@@ -328,7 +323,7 @@ class AnthropicLLM(AnthropicLLMService):
                     self._receiving = not is_whole
                     yield event
                 return
-            except _TIMEOUTS as error:
+            except TIMEOUTS as error:
                 raise TimeoutError from error  # of the SDK's, Pipecat reports only some
             except Exception as error:
                 if last_try or self._said or isinstance(error, (APIStatusError, TimeoutError)):
@@ -409,32 +404,12 @@ class AnthropicLLM(AnthropicLLMService):
         await asyncio.gather(*requests)
 
     def _describe(self, error: Exception) -> str:
-        """One line, without the key."""
-        host = self._client.base_url.host if self._llama is None else "llama.cpp"
-        if isinstance(error, HeadstartError):
-            text = str(error)
-        elif isinstance(error, APIStatusError):
-            body = error.body if isinstance(error.body, dict) else {}
-            said = body.get("error")
-            reason = said.get("message") if isinstance(said, dict) else None
-            what = error.type or f"status {error.status_code}"
-            text = f"{host} answered {what}: {reason or error}"
-        elif isinstance(error, (TimeoutError, *_TIMEOUTS)):
-            text = f"{host} was silent for {self._stage.timeout_secs:g} s"
-        elif isinstance(error, APIConnectionError):
-            text = f"no connection to {host}: {error.__cause__ or error}"
-        else:
-            text = f"the answer of {host} failed: {error or type(error).__name__}"
-        text = " ".join(text.split())
-        key = self._client.api_key
-        return text.replace(key, "[key]") if key else text
+        return in_one_line(
+            error,
+            host=self._client.base_url.host if self._llama is None else "llama.cpp",
+            timeout_secs=self._stage.timeout_secs,
+            key=self._client.api_key,
+        )
 
     def _classify_error(self, exception: Exception) -> ErrorCategory | None:
-        if isinstance(exception, APIConnectionError):
-            return ErrorCategory.CONNECTIVITY
-        # A conversation that has grown too long says nothing about the service.
-        if isinstance(exception, APIStatusError) and any(
-            words in str(exception) for words in ("exceed_context_size", "prompt is too long")
-        ):
-            return ErrorCategory.APPLICATION
-        return super()._classify_error(exception)
+        return category_of(exception) or super()._classify_error(exception)

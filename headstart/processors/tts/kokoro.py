@@ -15,6 +15,7 @@ from loguru import logger
 from numpy.typing import NDArray
 from pipecat.frames.frames import (
     CancelFrame,
+    EagerEndOfTurnCancelFrame,
     EndFrame,
     ErrorFrame,
     Frame,
@@ -38,7 +39,7 @@ from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES
 from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError
-from headstart.frames import attempt_of
+from headstart.frames import attempt_of, mark_attempt
 from headstart.processors.settings import StageSettings
 from headstart.processors.speculation import Attempts, Standing
 from headstart.processors.tts.aggregator import ClauseAggregator
@@ -348,7 +349,18 @@ class KokoroTTS(TTSService):
                         context_id,
                     )
         except Exception as error:  # whatever it is, the conversation goes on without this clause
-            await self.append_to_audio_context(context_id, ErrorFrame(f"Kokoro: {error}"))
+            if self._standing is Standing.PENDING and self._attempt is not None:
+                logger.debug(f"{self}: attempt {self._attempt} is given up: {error}")
+                await self._give_up(self._attempt)
+            else:
+                await self.append_to_audio_context(context_id, ErrorFrame(f"Kokoro: {error}"))
+
+    async def _give_up(self, attempt: int) -> None:
+        """Withdraw an answer that cannot be spoken whole; the end of the turn asks for another."""
+        for direction in FrameDirection:
+            withdrawal = EagerEndOfTurnCancelFrame()
+            mark_attempt(withdrawal, attempt)
+            await self.push_frame(withdrawal, direction)
 
     async def _push_audio(self, samples: NDArray[np.float32], context_id: str) -> None:
         audio = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()
