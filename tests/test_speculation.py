@@ -642,6 +642,13 @@ def test_a_turn_ended_by_the_watchdog_takes_its_attempt_along() -> None:
     assert outcomes(world)[0] == (False, "cancelled")
 
 
+def test_an_interruption_after_the_turn_begins_no_answer_to_it() -> None:
+    late: Step = ("partial", "Set it to ten.")
+    ends: list[Step] = [("stop_speaking",), late, ("wait", 6.0)]  # by the watchdog
+    world = talk([*ASKED, *ends, ("interrupt",), ("wait", 1.0), *ASKED, *ENDED])
+    assert outcomes(world)[:2] == [(False, "number changed"), (True, "same words")]
+
+
 def test_words_cut_off_from_their_answer_belong_to_the_turn_that_goes_on() -> None:
     half: list[Step] = [("start_speaking",), ("stop_speaking",), ("final", "Could you tell me.")]
     world = talk([*half, ("wait", 0.1), *ASKED, *ENDED])

@@ -208,7 +208,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         self._words = []
         if self.trigger is not None:
             # Pending still, if it ended over our head (the watchdog): nothing confirms the answer.
-            await self._follow(self.trigger.cancel())
+            await self._follow(self.trigger.turn_dropped())
 
     async def process_frame(self, frame: Frame) -> ProcessFrameResult:
         """Take in what was heard and understood; end the turn when it is over."""

@@ -265,6 +265,12 @@ class TriggerPolicy:
         self._turn.given_up = self._turn.pending.text
         return self._abort(Reason.CANCELLED)
 
+    def turn_dropped(self) -> Decision:
+        """The turn is over without `turn_ended`, if it was not over: nothing of it counts."""
+        decision = self.cancel()
+        self._turn = _Turn()
+        return decision
+
     def spent(self, tokens: int, at_secs: float) -> None:
         """A speculation has cost this many tokens, input and output."""
         self._limit.spend(tokens, at_secs)
