@@ -266,7 +266,7 @@ class TriggerPolicy:
         return self._abort(Reason.CANCELLED)
 
     def turn_dropped(self) -> Decision:
-        """The turn is over without `turn_ended`, if it was not over: nothing of it counts."""
+        """The turn is over, perhaps without `turn_ended`: nothing that was heard of it counts."""
         decision = self.cancel()
         self._turn = _Turn()
         return decision
