@@ -33,9 +33,9 @@ from headstart.engines.kokoro.stream import Folds, Generator, Stream
 from headstart.engines.kokoro.weights import load_weights, under
 
 _SPEECH_ENERGY = -3.0
-"""Predicted energy from which on there is speech; in silence it mostly is -5 or less. Of 112 clauses by
-28 voices, none was heard earlier than 3 ms before the first such frame, half of them not until
-12 ms and one of twenty not until 36 ms after it."""
+"""Predicted energy from which on there is speech; in silence it mostly is -5 or less. Of 112
+clauses by 28 voices, none was heard earlier than 3 ms before the first such frame, half of them
+not until 12 ms and one of twenty not until 36 ms after it."""
 _BEFORE_SPEECH = 3
 """Frames that are made before it: the generator's layers look back, and the further back they do,
 the less it matters. With 3, the first 20 ms of a clause are 19 dB, the next 37 dB above what they
