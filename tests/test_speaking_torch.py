@@ -189,8 +189,8 @@ def test_pieces_join_to_what_the_whole_clause_would_be(
 ) -> None:
     generator, front = generator_and_front
     with torch.inference_mode():
-        whole, statistics = generator.whole(front, Abort())
-        stream = generator.stream(front, generator.fold(front.style, statistics), 0, Abort())
+        whole, *statistics = generator.whole(front, Abort())
+        stream = generator.stream(front, generator.fold(front.style, *statistics), 0, Abort())
         pieces = [stream.next(cut) for cut in cuts if stream.position < len(front.x)]
     torch.testing.assert_close(torch.cat(pieces), whole, atol=1e-4, rtol=1e-3)
 
@@ -201,8 +201,8 @@ def test_a_clause_may_begin_in_its_leading_silence(
     generator, front = generator_and_front
     begin = 2 * int(front.durations[0]) - 12
     with torch.inference_mode():
-        whole, statistics = generator.whole(front, Abort())
-        folds = generator.fold(front.style, statistics)
+        whole, *statistics = generator.whole(front, Abort())
+        folds = generator.fold(front.style, *statistics)
         piece = generator.stream(front, folds, begin, Abort()).next(begin + 30)
     expected = whole[begin * FRAME :][: len(piece)]
     assert float((piece - expected).std()) < 0.01 * float(expected.std())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch.nn import functional
 from headstart.engines.kokoro.backend import Abort
 from headstart.engines.kokoro.int8 import Int8Linear
 from headstart.engines.kokoro.pair import Pair
+
+A = TypeVar("A")
 
 _LAYERS, _HEADS, _WIDTH = 12, 12, 768
 _EPSILON = 1e-12
@@ -33,6 +36,15 @@ class Linear:
     def __call__(self, value: Tensor) -> Tensor:
         """Shape (steps, out)."""
         return self._product(value)
+
+
+class _Half(NamedTuple):
+    """Half of the phonemes, on their way through a layer."""
+
+    value: Tensor
+    query: Tensor
+    seen: Tensor
+    """Keys and values, side by side: what the other half sees of this one."""
 
 
 class Albert:
@@ -74,23 +86,32 @@ class Albert:
             AbortedError: The result is no longer wanted.
         """
         value = self._words[ids] + self._positions[: len(ids)]
-        halves = _normed(value, *self._first_norm).tensor_split(2)
-        halves = self._widen(halves[0]), self._widen(halves[1])
-        for _ in range(_LAYERS):
+        one, other = _normed(value, *self._first_norm).tensor_split(2)
+        halves = self._pair.both(
+            lambda: self._seeing(self._widen(one)), lambda: self._seeing(self._widen(other))
+        )
+        for _ in range(_LAYERS - 1):
             abort.check()
-            halves = self._layer(*halves)
-        return torch.cat(halves)
+            halves = self._layer(self._seeing, *halves)
+        return torch.cat(self._layer(lambda value: value, *halves))
 
-    def _layer(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        parts = self._pair.both(lambda: self._attention(one), lambda: self._attention(other))
-        key, heads = torch.cat(parts)[:, _WIDTH:].chunk(2, dim=1)
+    def _layer(self, after: Callable[[Tensor], A], one: _Half, other: _Half) -> tuple[A, A]:
+        """A layer, and `after` it the next one's beginning: so the halves meet once a layer."""
+        key, heads = torch.cat([one.seen, other.seen]).chunk(2, dim=1)
         return self._pair.both(
-            lambda: self._attend(one, parts[0][:, :_WIDTH], key, heads),
-            lambda: self._attend(other, parts[1][:, :_WIDTH], key, heads),
+            lambda: after(self._attend(one, key, heads)),
+            lambda: after(self._attend(other, key, heads)),
         )
 
-    def _attend(self, value: Tensor, query: Tensor, key: Tensor, heads: Tensor) -> Tensor:
-        seen = functional.scaled_dot_product_attention(_split(query), _split(key), _split(heads))
+    def _seeing(self, value: Tensor) -> _Half:
+        query, seen = torch.split(self._attention(value), [_WIDTH, 2 * _WIDTH], dim=1)
+        return _Half(value, query, seen)
+
+    def _attend(self, half: _Half, key: Tensor, heads: Tensor) -> Tensor:
+        value = half.value
+        seen = functional.scaled_dot_product_attention(
+            _split(half.query), _split(key), _split(heads)
+        )
         seen = seen[0].transpose(0, 1).reshape(len(value), -1)
         value = _normed(self._attended(seen) + value, *self._attention_norm)
         inner = functional.gelu(self._inner(value), approximate="tanh")

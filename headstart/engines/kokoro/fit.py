@@ -77,9 +77,7 @@ def record(voices: list[str], number: int, threads: int) -> list[Record]:
             style, speed = styles.style(voice, len(tokens)), float(random.uniform(0.9, 1.15))
             with torch.inference_mode():
                 front = front_end(tokens, style, speed, Abort())
-                _, measured = generator.whole(front, Abort())
-                means = torch.cat([measured[layer][0] for layer in generator.norms])
-                variances = torch.cat([measured[layer][1] for layer in generator.norms])
+                _, means, variances = generator.whole(front, Abort())
                 records.append(
                     Record(
                         voice,

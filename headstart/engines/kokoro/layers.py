@@ -83,17 +83,27 @@ class Styles:
     def __init__(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> None:
         """Take the layers of these names."""
         self.names = tuple(names)
-        self._weight = torch.cat([weights[f"{name}.fc.weight"] for name in names])
-        self._bias = torch.cat([weights[f"{name}.fc.bias"] for name in names])
-        self._sizes = [len(weights[f"{name}.fc.bias"]) for name in names]
+        matrices = [weights[f"{name}.fc.weight"].chunk(2) for name in names]
+        biases = [weights[f"{name}.fc.bias"].chunk(2) for name in names]
+        # All gains, then all offsets.
+        self._weight = torch.cat([part[half] for half in (0, 1) for part in matrices])
+        self._bias = torch.cat([part[half] for half in (0, 1) for part in biases])
+        self.sizes = [len(part[0]) for part in biases]
+        """Channels of each layer."""
+
+    def joined(self, style: Tensor) -> tuple[Tensor, Tensor]:
+        """Gains and offsets of all layers, one after the other, for a style of shape (1, 128)."""
+        gain, offset = functional.linear(style, self._weight, self._bias)[0].chunk(2)
+        return 1 + gain, offset
+
+    def split(self, joined: Tensor) -> dict[str, Tensor]:
+        """What belongs to each layer."""
+        return dict(zip(self.names, torch.split(joined, self.sizes), strict=True))
 
     def __call__(self, style: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Gain and offset of each layer, for a style of shape (1, 128)."""
-        both = functional.linear(style, self._weight, self._bias)[0]
-        return {
-            name: (1 + part[: len(part) // 2], part[len(part) // 2 :])
-            for name, part in zip(self.names, torch.split(both, self._sizes), strict=True)
-        }
+        gains, offsets = map(self.split, self.joined(style))
+        return {name: (gain, offsets[name]) for name, gain in gains.items()}
 
 
 def folded(style: tuple[Tensor, Tensor], mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

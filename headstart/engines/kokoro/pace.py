@@ -8,9 +8,9 @@ from statistics import median
 
 FRAME_SECS = 0.0125
 
-_SILENT = 4
-"""Frames of silence that the first chunk begins with, in three clauses of four at most."""
-_LEAST, _MOST = 12, 96
+_SILENT = 3
+"""Frames of silence that the first chunk begins with, mostly; a few more are tolerated."""
+_LEAST, _MOST = 10, 96
 """Frames of a later chunk."""
 _FIXED = 3.0
 """What a chunk costs whatever its length, in frames."""
@@ -71,7 +71,9 @@ class Pace:
         if left <= 0:
             return True
         late_secs = left * (self.frame_secs * _MARGIN - FRAME_SECS)
-        return held_secs >= max(self._secs(min(left, self._lasting)), late_secs)
+        # The chunk was to last with more to spare, but more of it than usual may be silence.
+        next_secs = self._secs(min(left, self._lasting)) * _STEADY_MARGIN / _MARGIN
+        return held_secs >= max(next_secs, late_secs)
 
     @property
     def _lasting(self) -> int:

@@ -9,7 +9,7 @@ what the whole clause would be.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import torch
@@ -62,9 +62,6 @@ class Fold:
 Folds: TypeAlias = dict[str, Fold]
 """Of all layers, by the name of their instance norm."""
 
-Statistics: TypeAlias = dict[str, tuple[Tensor, Tensor]]
-"""Mean and variance of what enters each instance norm; shape (channels,)."""
-
 _FoldOf: TypeAlias = Callable[[str, Tensor], Fold]
 """Gets the name of an instance norm and its input."""
 
@@ -104,48 +101,51 @@ class Generator:
                 for layer in range(3)
             ],
         )
-        self._rates = {
-            name: weights[name.replace("adain", "alpha")].flatten() for name in self._styles.names
-        }
+        self._rates = torch.cat(
+            [weights[name.replace("adain", "alpha")].flatten() for name in self._styles.names]
+        )
         self._post = Conv.of(weights, "conv_post")
         self._window = torch.hann_window(N_FFT)
 
-    @property
-    def norms(self) -> tuple[str, ...]:
-        """Names of the instance norms, in the order in which `NormPredictor` has them."""
-        return self._styles.names
+    def fold(self, style: Tensor, means: Tensor, variances: Tensor) -> Folds:
+        """What `Stream` needs of a clause: style and statistics of all layers, folded.
 
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Of each instance norm."""
-        return tuple(len(self._rates[name]) for name in self.norms)
+        Args:
+            style: Shape (1, 128).
+            means: Of all channels of all instance norms, as `whole` gives them.
+            variances: As `means`.
+        """
+        joined = Fold.of(*folded(self._styles.joined(style), means, variances), self._rates)
+        parts = [self._styles.split(getattr(joined, part.name)) for part in fields(Fold)]
+        return {name: Fold(*(part[name] for part in parts)) for name in self._styles.names}
 
-    def fold(self, style: Tensor, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> Folds:
-        """What `Stream` needs of a clause: style and statistics of all layers, folded."""
-        styles = self._styles(style)
-        return {
-            name: Fold.of(*folded(styles[name], *statistics[name]), self._rates[name])
-            for name in self.norms
-        }
-
-    def whole(self, front: Front, abort: Abort) -> tuple[Tensor, Statistics]:
+    def whole(self, front: Front, abort: Abort) -> tuple[Tensor, Tensor, Tensor]:
         """The sound of a whole clause, shape (samples,), and what its instance norms measure.
+
+        Returns:
+            Sound, means and variances; the latter of all channels of all norms, in the order in
+            which `NormPredictor` has them.
 
         Raises:
             AbortedError: The result is no longer wanted.
         """
-        statistics: Statistics = {}
-        styles = self._styles(front.style)
+        means: dict[str, Tensor] = {}
+        variances: dict[str, Tensor] = {}
+        styles, rates = self._styles(front.style), self._styles.split(self._rates)
 
         def measure(name: str, value: Tensor) -> Fold:
             abort.check()
-            variance, mean = torch.var_mean(value, dim=0, unbiased=False)
-            statistics[name] = (mean, variance)
-            return Fold.of(*folded(styles[name], mean, variance), self._rates[name])
+            variances[name], means[name] = torch.var_mean(value, dim=0, unbiased=False)
+            return Fold.of(*folded(styles[name], means[name], variances[name]), rates[name])
 
         flow = Flow()
         flow.last = True
-        return self._piece(front.x, front.source, 0, measure, flow), statistics
+        wave = self._piece(front.x, front.source, 0, measure, flow)
+        means_of_all, variances_of_all = (
+            torch.cat([measured[name] for name in self._styles.names])
+            for measured in (means, variances)
+        )
+        return wave, means_of_all, variances_of_all
 
     def stream(self, front: Front, folds: Folds, begin: int, abort: Abort) -> Stream:
         """A clause from frame `begin` on, piece by piece; `abort` is checked at every layer."""

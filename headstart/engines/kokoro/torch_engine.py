@@ -98,7 +98,7 @@ class TorchKokoro:
                 torch.set_num_threads(1)
                 front = self._front_end(tokens, style, speed, abort)
                 if self._predictor is None or not self._predictor.knows(voice):
-                    wave, _ = self._generator.whole(front, abort)
+                    wave, *_ = self._generator.whole(front, abort)
                     audio, skipped = trimmed(wave.numpy(), pause)
                     return Rendering(front.durations, skipped, iter((audio,)))
                 folds = self._folds(voice, front, self._predictor)
@@ -116,14 +116,8 @@ class TorchKokoro:
         self._pair.close()
 
     def _folds(self, voice: str, front: Front, predictor: NormPredictor) -> Folds:
-        means, variances = (
-            torch.split(part, list(self._generator.channels))
-            for part in predictor.predict(voice, front.x, front.pitch, front.energy, front.style)
-        )
-        statistics = dict(
-            zip(self._generator.norms, zip(means, variances, strict=True), strict=True)
-        )
-        return self._generator.fold(front.style, statistics)
+        means, variances = predictor.predict(voice, front.x, front.pitch, front.energy, front.style)
+        return self._generator.fold(front.style, means, variances)
 
     def _first_piece(
         self, stream: Stream, begin: int, frames: int
