@@ -571,3 +571,13 @@ def test_a_class_that_is_no_stage_of_its_own_can_be_checked_without_a_file() -> 
     assert isinstance(plain.create({"words": 1, "name": "p"}, {}), Plain)
     with pytest.raises(UsageError, match="plain: needs 'words'"):
         plain.create({}, {})
+
+
+def test_a_stage_whose_packages_are_missing_says_what_brings_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("headstart.bench.stock", "pipecat.services.whisper.stt"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    with pytest.raises(UsageError, match=r"pip install 'headstart\[stock\]'"):
+        registry.import_processor("headstart.bench.stock:WhisperSTT")

@@ -227,11 +227,14 @@ def _import_module(name: str) -> types.ModuleType:
 
 
 def _extra(name: str) -> str:
-    """Pipecat's services import what their extras of the same name install."""
+    """What brings a module's packages: Pipecat's services have extras of the same name."""
     service = name.removeprefix("pipecat.services.").partition(".")[0]
     known = metadata("pipecat-ai").get_all("Provides-Extra") or []
-    is_service = name.startswith("pipecat.services.") and service in known
-    return f"; try: pip install 'pipecat-ai[{service}]'" if is_service else ""
+    if name == "headstart.bench.stock":
+        return "; try: pip install 'headstart[stock]'"
+    if name.startswith("pipecat.services.") and service in known:
+        return f"; try: pip install 'pipecat-ai[{service}]'"
+    return ""
 
 
 def _similar_module(name: str) -> str:
