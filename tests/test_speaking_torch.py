@@ -23,6 +23,7 @@ from headstart.engines.kokoro.backend import Abort, AbortedError
 from headstart.engines.kokoro.choose import decide
 from headstart.engines.kokoro.convolution import Conv
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
+from headstart.engines.kokoro.fit import fit, record
 from headstart.engines.kokoro.front import Front
 from headstart.engines.kokoro.measure import Measurement
 from headstart.engines.kokoro.norms import NormPredictor
@@ -243,6 +244,22 @@ async def test_a_voice_that_was_not_fitted_speaks_whole_clauses(engine: KokoroEn
     pieces = [piece async for piece in engine.speak("Bonjour.", voice="ff_siwis")]
     assert len(pieces) == 1
     assert loudest(pieces[0]) > 0.02
+
+
+def test_what_is_fitted_on_clauses_tells_more_of_them_than_the_averages_of_their_voice() -> None:
+    records = [*record("af_heart", 4), *record("bm_lewis", 4)]
+    data = fit(records)
+    predictor = NormPredictor(data)
+    half = records[0].targets.size // 2
+    for one in records:
+        tensors = map(torch.from_numpy, (one.x, one.pitch, one.energy, one.style))
+        predicted = predictor.predict(one.voice, next(tensors).float(), *tensors)
+        measured = torch.from_numpy(one.targets)
+        usual = torch.stack(
+            [torch.from_numpy(other.targets) for other in records if other.voice == one.voice]
+        ).mean(0)
+        distance = (predicted[1].log() - measured[half:]).square().mean()
+        assert distance < 0.5 * (usual - measured)[half:].square().mean()
 
 
 # Pace

@@ -1,11 +1,13 @@
 """What the generator's instance norms would measure over a clause, predicted before it is made.
 
-Ridge regressions from the front end's output to the mean and to the variance of every channel
-in every norm, as deviations from the voice's own averages; the same weights for all voices, of
-low rank. What they see of a clause is its style, which Kokoro chooses by the number of
-phonemes, and averages over time: of the generator's input, of random rectified projections of
-it (Rahimi and Recht 2008, "Weighted sums of random kitchen sinks"), and of how often pitch and
-energy are where. `headstart.engines.kokoro.fit` makes the data.
+A ridge regression from the front end's output to the mean and the variance of every channel in
+every norm, as deviations from the voice's own averages. Its weights are the same for all
+voices, and to what can be told from the main directions of the features each voice adds weights
+of its own (Evgeniou and Pontil 2004, "Regularized multi-task learning"); what comes out is of
+low rank. What is seen of a clause is its style, which Kokoro chooses by the number of phonemes,
+and averages over time: of the generator's input, of random rectified projections of it (Rahimi
+and Recht 2008, "Weighted sums of random kitchen sinks"), and of how often pitch and energy are
+where. `headstart.engines.kokoro.fit` makes the data.
 """
 
 from __future__ import annotations
@@ -19,15 +21,20 @@ from torch import Tensor
 
 CHANNELS = 512
 """Of the generator's input."""
-PROJECTIONS = 768
+MAIN = 128
+"""Main directions of the generator's input; they hold 97 % of its variance."""
+WINDOWS = ((0,), (0, 1), (0, 2, 4), (0, 3, 6))
+"""Frames that are projected together."""
+PROJECTIONS = 1024
+"""Of each kind of window."""
 STYLE = 128
 """Numbers in a style."""
-KINDS = ("mean", "variance")
-"""What is predicted of a channel, by a regression of its own."""
 _PITCHES_HZ = np.geomspace(60, 450, 16)
 _ENERGIES = np.linspace(-9.7, 9.1, 12)
 """Where energy mostly is: 1st to 99th percentile of the sentences of the fit."""
 _UNVOICED_HZ = 10.0
+_ENOUGH = 128
+"""Windows of a clause that are looked at: neighbours are alike."""
 
 
 class NormPredictor:
@@ -45,15 +52,14 @@ class NormPredictor:
         self._deviations, self._variances = (log_variances / 2).exp(), log_variances.exp()
         self._middle = tensor("feature_middle")
         scale = tensor("feature_scale")[:, None]
-        self._regressions = [
-            (
-                tensor(f"{kind}_inward") * tensor(f"{kind}_inward_step") / scale,
-                tensor(f"{kind}_offsets"),
-                tensor(f"{kind}_outward") * tensor(f"{kind}_outward_step"),
-            )
-            for kind in KINDS
-        ]
-        self._features = Features(tensor("input_middle"), tensor("input_scale"))
+        self._inward = tensor("inward") * tensor("inward_step") / scale
+        self._glance = tensor("glance") * tensor("glance_step") / scale
+        self._own = tensor("own") * tensor("own_step")
+        self._offsets = tensor("offsets")
+        self._outward = tensor("outward") * tensor("outward_step")
+        self._features = Features(
+            tensor("input_middle"), tensor("input_scale"), tensor("input_main")
+        )
 
     @classmethod
     def shipped(cls) -> NormPredictor | None:
@@ -82,10 +88,8 @@ class NormPredictor:
         """
         number = self._voices[voice]
         seen = self._features.of(x, pitch, energy, style) - self._middle
-        shift, growth = (
-            (seen @ inward - offsets[number]) @ outward
-            for inward, offsets, outward in self._regressions
-        )
+        found = seen @ self._inward + (seen @ self._glance) @ self._own[number]
+        shift, growth = ((found - self._offsets[number]) @ self._outward).chunk(2)
         return (
             self._means[number] + shift * self._deviations[number],
             self._variances[number] * torch.exp(growth),
@@ -95,37 +99,45 @@ class NormPredictor:
 class Features:
     """What the regression sees of a clause."""
 
-    def __init__(self, middle: Tensor, scale: Tensor) -> None:
+    def __init__(self, middle: Tensor, scale: Tensor, main: Tensor) -> None:
         """Set what is usual.
 
         Args:
             middle: Mean of each channel of the generator's input, shape (512,).
             scale: Their standard deviation.
+            main: Directions in which they vary most, in these units; shape (512, 128).
         """
+        self._main = main / scale[:, None]
+        self._main_middle = -(middle @ self._main)
         # A legacy generator, because its numbers are promised to stay the same for ever.
         random = np.random.RandomState(20)
-        weights = 2 * random.standard_normal((CHANNELS, PROJECTIONS)) / CHANNELS**0.5
-        bias = random.uniform(-1, 1, PROJECTIONS)
-        self._weights = torch.from_numpy(weights.astype(np.float32)) / scale[:, None]
-        self._bias = torch.from_numpy(bias.astype(np.float32)) - middle @ self._weights
+        self._kinks = []
+        for window in WINDOWS:
+            size = len(window) * MAIN
+            # About two at the whole input's unit variance, whatever the window.
+            weights = (
+                2 * random.standard_normal((size, PROJECTIONS)) / (len(window) * CHANNELS) ** 0.5
+            )
+            bias = random.uniform(-1, 1, PROJECTIONS)
+            self._kinks.append(
+                (torch.from_numpy(weights.astype(np.float32)), torch.from_numpy(bias).float())
+            )
         self._pitches = torch.from_numpy(np.log(_PITCHES_HZ).astype(np.float32))
         self._energies = torch.from_numpy(_ENERGIES.astype(np.float32))
 
     def of(self, x: Tensor, pitch: Tensor, energy: Tensor, style: Tensor) -> Tensor:
-        """Averages over the clause, and its style; shape (1980,). Arguments as for `predict`."""
+        """Averages over the clause, and its style; shape (5308,). Arguments as for `predict`."""
         voiced = (pitch > _UNVOICED_HZ).float()
         log_pitch = pitch.clamp_min(40).log()
         heights = _shares(log_pitch, self._pitches) * voiced[:, None]
         loudness = _shares(energy, self._energies)
         change = torch.diff(log_pitch, prepend=log_pitch[:1]).abs() * voiced
-        # Neighbours are alike: every other frame will do for the costly part.
-        kinks = torch.addmm(self._bias, x[::2], self._weights).relu_()
         deviation, mean = torch.std_mean(x, dim=0)
         return torch.cat(
             [
                 mean,
                 deviation.clamp_min(1e-4).log(),
-                kinks.mean(0),
+                *self._bent(x),
                 heights.mean(0),
                 loudness.mean(0),
                 (loudness * voiced[:, None]).mean(0),
@@ -142,8 +154,23 @@ class Features:
             ]
         )
 
+    def _bent(self, x: Tensor) -> list[Tensor]:
+        """The averages of what is left of random projections where they are positive."""
+        main = torch.addmm(self._main_middle, x, self._main)
+        averages = []
+        for window, (weights, bias) in zip(WINDOWS, self._kinks, strict=True):
+            starts = max(1, len(main) - window[-1])
+            first = torch.arange(0, starts, max(2, starts // _ENOUGH))
+            seen = torch.cat([main[(first + n).clamp_max(len(main) - 1)] for n in window], 1)
+            averages.append(torch.addmm(bias, seen, weights).relu_().mean(0))
+        return averages
 
-GROUPS = (CHANNELS, CHANNELS, PROJECTIONS, 2 * len(_PITCHES_HZ) + 2 * len(_ENERGIES) + 4, STYLE)
+
+GROUPS = (
+    *(CHANNELS, CHANNELS),
+    *(PROJECTIONS for _ in WINDOWS),
+    *(2 * len(_PITCHES_HZ) + 2 * len(_ENERGIES) + 4, STYLE),
+)
 """How many features there are of each kind, in order."""
 
 
