@@ -56,7 +56,7 @@ class Pace:
         affordable = float(left)
         if ahead_secs is not None:
             affordable = ahead_secs / (self.frame_secs * _MARGIN) - _FIXED
-            frames = min(max(int(affordable), _LEAST), _MOST)
+            frames = min(max(int(affordable), self._lasting), _MOST)
         # Rather no last chunk that costs more than it is worth, if time allows.
         if left - frames < _LEAST and left <= affordable:
             return end
