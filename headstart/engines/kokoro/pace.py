@@ -8,7 +8,7 @@ from statistics import median
 
 FRAME_SECS = 0.0125
 
-_SILENT = 3
+_SILENT = 4
 """Frames of silence that the first chunk begins with, mostly; a few more are tolerated."""
 _LEAST, _MOST = 10, 96
 """Frames of a later chunk."""
