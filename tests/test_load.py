@@ -18,7 +18,7 @@ from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.processors.filters.identity_filter import IdentityFilter
 from pipecat.services.kokoro.tts import KokoroTTSService
 
-from headstart.bench.load import waits_s
+from headstart.bench.load import Load, waits_s
 from headstart.bench.load_results import Level, LoadResults
 from headstart.bench.stock_session import is_stock
 from headstart.engines.silero import SileroEngine, SileroOptions
@@ -156,8 +156,10 @@ def test_only_answers_after_the_end_and_before_the_next_utterance_count() -> Non
     loud, silent = np.full(100, 5000, np.int16), np.zeros(100, np.int16)
     recording.bot = [(1500, silent), (1600, loud), (4200, loud), (8000, silent), (9300, loud)]
     spoken = [Spoken(0, 1.2), Spoken(4, 5), Spoken(7, 8), Spoken(9, 9.2)]
-    waits = list(waits_s(recording, spoken, [1.0, 0.9, 0.8, 0.1]))
-    assert waits == pytest.approx([0.6, 0.2])  # the second was answered early, the third not
+    first, early, unanswered, last = waits_s(recording, spoken, [1.0, 0.9, 0.8, 0.1])
+    assert [first, last] == pytest.approx([0.6, 0.2])
+    assert early is None
+    assert unanswered is None
 
 
 def test_the_stock_pipelines_are_run_in_pipecats_own_way() -> None:
@@ -185,10 +187,26 @@ def test_load_of_two_arms_is_told_side_by_side(tmp_path: Path) -> None:
         assert 0 < level.cpu_ms_per_s < 1000
         assert level.late_ms.p50 is not None
     assert (
-        "| framework-headstart | framework-stock | 2 | - | x "
+        "| framework-headstart | framework-stock | 2 | - | - | x "
         in (tmp_path / "report.md").read_text()
     )
     assert (tmp_path / "load.svg").read_text().startswith("<svg")
+
+
+def test_pipelines_are_compared_utterance_by_utterance() -> None:
+    def level(arm: str, parts: list[dict[str, list[float | None]]]) -> Level:
+        figures = {"sessions": 2, "utterances": 4, "cpu_ms_per_s": 1, "open_cpu_ms": 1}
+        figures |= {"late_ms": [], "pacing_ms": [], "peak_rss_mb": 1, "broken": 0}
+        return Level.of(arm, 2, [Load(**figures, waits_s=part) for part in parts], None)
+
+    slow = level("slow", [{"a": [2.0, 4.0], "b": [1.0, None]}, {"c": [6.0, 3.0]}])
+    fast = level("fast", [{"a": [1.0, 2.0], "b": [0.5, 0.1]}, {"c": [3.0, None]}])
+    results = LoadResults(
+        command="", started_at="", pause_s=None, seed=0, versions={}, machine={},
+        levels=[fast, slow],
+    )  # fmt: skip
+    assert (slow.answered, slow.voice_to_voice_s.p50) == (5, 3.0)
+    assert "| fast | slow | 2 | -2.00 | x 0.50 (0.50-0.50) | x 1.00 |" in results.markdown()
 
 
 def test_a_level_breaks_when_its_p95_does() -> None:
@@ -197,9 +215,8 @@ def test_a_level_breaks_when_its_p95_does() -> None:
             '{"sessions": 1, "utterances": 2, "cpu_ms_per_s": 1, "open_cpu_ms": 1, "late_ms": [],'
             '"pacing_ms": [], "peak_rss_mb": 1}'
         )
-        from headstart.bench.load import Load
-
-        return Level.of("a", 1, [Load(**row, waits_s=waits, broken=broken)], None)
+        told = {str(number): [wait] for number, wait in enumerate(waits)}
+        return Level.of("a", 1, [Load(**row, waits_s=told, broken=broken)], None)
 
     alone = level([1.0, 1.1])
     assert not level([1.9, 2.0]).has_broken(alone, 2)

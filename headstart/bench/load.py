@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -41,8 +41,8 @@ class Job(BaseModel):
 
     config: str
     sessions: int
-    utterances: list[tuple[Path, float]]
-    """Audio files, and where in each the voice truly ends, in seconds."""
+    utterances: dict[str, tuple[Path, float]]
+    """By name: the audio file, and where in it the voice truly ends, in seconds."""
     pause_s: float | None = None
     """Nobody answers: the next utterance is spoken this long after the last. None: it is spoken
     when the last has been answered."""
@@ -54,9 +54,9 @@ class Load(BaseModel):
     sessions: int
     utterances: int
     """Spoken, in all sessions."""
-    waits_s: list[float]
-    """Voice to voice on the waveform: from the true end of an utterance to the first audible
-    sample of the bot. None of utterances that were not answered, or too early."""
+    waits_s: dict[str, list[float | None]]
+    """Voice to voice on the waveform, of each utterance in every session that held: from its true
+    end to the first audible sample of the bot. None: not answered, or too early."""
     broken: int
     """Sessions that broke off."""
     error: str | None = None
@@ -110,16 +110,18 @@ async def load(spec: PipelineSpec, job: Job, utterances: Sequence[Samples]) -> L
         talked_s = sum(transport.recording.user_secs for transport in transports)
         timer.cancel()
     broken = [one for one in held if isinstance(one, BaseException)]
-    ends_s = [end_s for _, end_s in job.utterances]
+    ends_s = [end_s for _, end_s in job.utterances.values()]
+    waits = [
+        waits_s(transport.recording, spoken, ends_s)
+        for spoken, transport in zip(held, transports, strict=True)
+        if not isinstance(spoken, BaseException)
+    ]
     return Load(
         sessions=job.sessions,
         utterances=job.sessions * len(utterances),
-        waits_s=[
-            wait
-            for spoken, transport in zip(held, transports, strict=True)
-            if not isinstance(spoken, BaseException)
-            for wait in waits_s(transport.recording, spoken, ends_s)
-        ],
+        waits_s={
+            name: [one[number] for one in waits] for number, name in enumerate(job.utterances)
+        },
         broken=len(broken),
         error=str(broken[0]) if broken else None,
         cpu_ms_per_s=1000 * (after.cpu_s - before.cpu_s) / talked_s,
@@ -150,8 +152,8 @@ async def _talk(
 
 def waits_s(
     recording: Recording, spoken: Sequence[Spoken], ends_s: Sequence[float]
-) -> Iterator[float]:
-    """Voice to voice on the waveform, of those utterances that were answered, and not too early.
+) -> list[float | None]:
+    """Voice to voice on the waveform; None of utterances that were not answered, or too early.
 
     Args:
         recording: Of the conversation.
@@ -169,10 +171,12 @@ def waits_s(
         ]
     )
     nexts_s = [*(one.start_secs for one in spoken[1:]), np.inf]
+    found: list[float | None] = []
     for one, end_s, next_s in zip(spoken, ends_s, nexts_s, strict=True):
         after = heard_s[(heard_s >= one.start_secs) & (heard_s < next_s)]
-        if len(after) and after[0] >= one.start_secs + end_s:
-            yield float(after[0] - one.start_secs - end_s)
+        wait = float(after[0] - one.start_secs - end_s) if len(after) else -1.0
+        found.append(wait if wait >= 0 else None)
+    return found
 
 
 def _listen(transport: WavTransport, pacing_ms: list[float]) -> None:
@@ -239,7 +243,7 @@ def main() -> None:
     set_up_logging()
     job = Job.model_validate_json(sys.stdin.read())
     spec = load_config(job.config)
-    utterances = [read_audio(path, spec.audio.in_sample_rate) for path, _ in job.utterances]
+    utterances = [read_audio(path, spec.audio.in_sample_rate) for path, _ in job.utterances.values()]
     figures = asyncio.run(load(spec, job, utterances))
     answers.write(figures.model_dump_json() + "\n")
     answers.flush()

@@ -12,7 +12,7 @@ from rich.console import Console
 from headstart.bench.load import Load
 from headstart.bench.plots import lines_plot
 from headstart.bench.results import RESULTS
-from headstart.bench.statistics import percentile
+from headstart.bench.statistics import paired_ratio, percentile
 from headstart.bench.tables import Titled, markdown_origin, markdown_tables, print_tables
 from headstart.errors import HeadstartError
 
@@ -39,16 +39,20 @@ class Spread(_Model):
 
 
 class Level(_Model):
-    """An arm with some sessions at once; figures of all rounds together."""
+    """An arm with some sessions at once; figures of all parts together."""
 
     arm: str
     sessions: int
-    rounds: int
+    parts: int
+    """Measurements that gave figures, each in a process of its own."""
     utterances: int
     answered: int
     """None of those that the bot answered before their end."""
     broken: int
     error: str | None
+    waits_s: dict[str, list[float | None]]
+    """Voice to voice of each utterance: session by session, round by round; None where it was
+    not answered, or too early."""
     voice_to_voice_s: Spread
     pacing_ms: Spread
     late_ms: Spread
@@ -58,24 +62,30 @@ class Level(_Model):
 
     @classmethod
     def of(cls, arm: str, sessions: int, loads: Sequence[Load], error: str | None) -> Level:
-        """The figures of one or more rounds.
+        """The figures of one or more parts.
 
         Args:
             arm: Its name.
             sessions: How many at once.
-            loads: The rounds that gave figures.
+            loads: The parts that gave figures.
             error: Why one gave none.
         """
         told = [load.error for load in loads if load.error is not None]
+        waits_s: dict[str, list[float | None]] = {}
+        for load in loads:
+            for name, waits in load.waits_s.items():
+                waits_s.setdefault(name, []).extend(map(_rounded, waits))
+        answered = [wait for waits in waits_s.values() for wait in waits if wait is not None]
         return cls(
             arm=arm,
             sessions=sessions,
-            rounds=len(loads),
+            parts=len(loads),
             utterances=sum(load.utterances for load in loads),
-            answered=sum(len(load.waits_s) for load in loads),
+            answered=len(answered),
             broken=sum(load.broken for load in loads) + (sessions if error else 0),
             error=error or (told[0] if told else None),
-            voice_to_voice_s=Spread.of([x for load in loads for x in load.waits_s]),
+            waits_s=waits_s,
+            voice_to_voice_s=Spread.of(answered),
             pacing_ms=Spread.of([x for load in loads for x in load.pacing_ms]),
             late_ms=Spread.of([x for load in loads for x in load.late_ms]),
             cpu_ms_per_s=_mean([load.cpu_ms_per_s for load in loads]),
@@ -104,6 +114,7 @@ class LoadResults(_Model):
     command: str
     started_at: str
     pause_s: float | None
+    seed: int
     versions: dict[str, str]
     machine: dict[str, str | int | float]
     levels: list[Level]
@@ -174,7 +185,10 @@ class LoadResults(_Model):
                 for level in self.levels
             ],
         )
-        pairs = [[_told_pair(a, b) for a, b in self._pairs(sessions)] for sessions in self._steps()]
+        pairs = [
+            [_told_pair(a, b, self.seed) for a, b in self._pairs(sessions)]
+            for sessions in self._steps()
+        ]
         if any(pairs):
             yield "Compared", _PAIR_HEAD, [row for rows in pairs for row in rows]
 
@@ -189,7 +203,7 @@ class LoadResults(_Model):
                 arm: [
                     (level.sessions, y)
                     for level in self.levels
-                    if level.arm == arm and level.rounds and (y := value(level)) is not None
+                    if level.arm == arm and level.parts and (y := value(level)) is not None
                 ]
                 for arm in arms
             }
@@ -201,12 +215,12 @@ class LoadResults(_Model):
         return lines_plot({title: c for title, c in panels.items() if any(c.values())}, "sessions")
 
     def _steps(self) -> list[int]:
-        return sorted({level.sessions for level in self.levels if level.rounds})
+        return sorted({level.sessions for level in self.levels if level.parts})
 
     def _pairs(self, sessions: int) -> Iterator[tuple[Level, Level]]:
         """Each arm beside the one before, at a number of sessions."""
         return pairwise(
-            level for level in self.levels if level.sessions == sessions and level.rounds
+            level for level in self.levels if level.sessions == sessions and level.parts
         )
 
 
@@ -216,7 +230,7 @@ _WAIT_HEAD = (
 _COST_HEAD = (
     "arm|sessions|CPU, ms a second|to open, CPU ms|timer late p50, ms|p95|max|RSS, MB"
 ).split("|")
-_PAIR_HEAD = "arm|against|sessions|v2v p50, s|CPU a session".split("|")
+_PAIR_HEAD = "arm|against|sessions|v2v p50, s|v2v, paired (95 %)|CPU a session".split("|")
 
 
 def _who(level: Level) -> list[str]:
@@ -227,11 +241,21 @@ def _all(spread: Spread) -> tuple[float | None, ...]:
     return spread.p50, spread.p95, spread.max
 
 
-def _told_pair(first: Level, second: Level) -> list[str]:
+def _told_pair(first: Level, second: Level, seed: int) -> list[str]:
     a, b = first.voice_to_voice_s.p50, second.voice_to_voice_s.p50
     difference = "-" if a is None or b is None else f"{a - b:+.2f}"
-    ratio = f"x {first.cpu_ms_per_s / second.cpu_ms_per_s:.2f}" if second.cpu_ms_per_s else "-"
-    return [first.arm, second.arm, str(first.sessions), difference, ratio]
+    waits = {
+        name: [
+            (b, a)
+            for a, b in zip(first.waits_s[name], second.waits_s[name], strict=False)
+            if a is not None and b is not None
+        ]
+        for name in first.waits_s.keys() & second.waits_s.keys()
+    }
+    paired = paired_ratio(dict(sorted(waits.items())), seed)
+    ratio = f"x {paired.value:.2f} ({paired.low:.2f}-{paired.high:.2f})" if paired else "-"
+    cost = f"x {first.cpu_ms_per_s / second.cpu_ms_per_s:.2f}" if second.cpu_ms_per_s else "-"
+    return [first.arm, second.arm, str(first.sessions), difference, ratio, cost]
 
 
 def _told(value: float | None, digits: int) -> str:

@@ -205,6 +205,9 @@ def load(
         typer.Option(min=1.0, help="p95 is broken at so many times that of the fewest sessions."),
     ] = 2.0,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds of each, taken together.")] = 1,
+    block: Annotated[
+        int, typer.Option(min=1, help="Utterances after which it is the next pipeline's turn.")
+    ] = 4,
     only: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this utterance; may be repeated.")
     ] = None,
@@ -216,8 +219,8 @@ def load(
 ) -> None:
     """Hold several conversations at once and measure what each costs and suffers.
 
-    Each measurement has a process of its own. With the same number of sessions, the pipelines
-    come right after each other, in random order, round by round.
+    With the same number of sessions, the pipelines take turns after every few utterances, in
+    random order; each time in a process of its own.
 
     [bold]Examples[/bold]
 
@@ -233,7 +236,8 @@ def load(
     found = read_utterances(utterances, only)
     plan = LoadPlan(
         configs=config,
-        utterances=[(path, one.speech_end_s) for one, path in found.values()],
+        utterances={name: (path, one.speech_end_s) for name, (one, path) in found.items()},
+        block=block,
         steps=_steps(sessions),
         pause_s=pause,
         break_at=break_at,
