@@ -114,12 +114,21 @@ def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
     assert chosen_voices("1", ["af_heart", "ff_siwis"]) == ["af_heart"]
 
 
+def test_voices_take_turns_at_the_texts() -> None:
+    def clauses(each: int | None) -> list[tuple[str, str]]:
+        return VoicePlan(["1", "2", "3"], ["a", "b", "c"], [], [], each, 1, 0, "").clauses
+
+    assert clauses(2) == [("a", "1"), ("b", "1"), ("c", "2"), ("a", "2"), ("b", "3"), ("c", "3")]
+    assert len(set(clauses(None))) == 9
+
+
 async def test_both_services_speak_in_one_run_and_a_cancelled_request_ends(tmp_path: Path) -> None:
     plan = VoicePlan(
         texts=["Yes, of course."],
         voices=["af_heart"],
         engines=["onnx", "pipecat"],
         parts=["speed", "cancelling"],
+        each=None,
         repeat=1,
         seed=0,
         command="test",
@@ -145,7 +154,8 @@ def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
     ]  # fmt: skip
     for row in rows[:3]:
         row.lmd_db, row.floor_db, row.level_db, row.seam_db = 1.2, 0.8, -0.1, 0.4
-        row.same_transcript = True
+        row.same_transcript, row.floor_same_transcript = True, False
+        row.floor_level_db = 0.05
     results = VoiceResults(
         command="headstart bench tts",
         started_at="now",
@@ -159,7 +169,10 @@ def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
     report = (tmp_path / "report.md").read_text()
     assert "| 3, torch | 201 | 202 |" in report
     assert "| torch | 0.13 (" in report
-    assert "| af_heart | 1.20 | 0.80 | 1.50 | -0.10 | -0.10 | 0.4 | 0.4 | 3 of 3 |" in report
+    assert (
+        "| af_heart | 1.20 | 0.80 | 1.50 | -0.10 | -0.10 | +0.05 | 0.4 | 0.4 | 3 of 3 | 0 |"
+        in report
+    )
     assert "| torch | 12 | 12 | 12 | 1 |" in report
     assert (tmp_path / "first-audible.svg").read_text().startswith("<svg")
     assert VoiceResults.model_validate_json((tmp_path / "tts.json").read_text()) == results

@@ -243,7 +243,9 @@ def main() -> None:
     set_up_logging()
     job = Job.model_validate_json(sys.stdin.read())
     spec = load_config(job.config)
-    utterances = [read_audio(path, spec.audio.in_sample_rate) for path, _ in job.utterances.values()]
+    utterances = [
+        read_audio(path, spec.audio.in_sample_rate) for path, _ in job.utterances.values()
+    ]
     figures = asyncio.run(load(spec, job, utterances))
     answers.write(figures.model_dump_json() + "\n")
     answers.flush()

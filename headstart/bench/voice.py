@@ -37,10 +37,14 @@ class Row(BaseModel):
     """The same distance between two whole clauses that differ in the seed of their noise."""
     level_db: float | None = None
     """How much louder the streamed clause is."""
+    floor_level_db: float | None = None
+    """How much louder the whole clause of other noise is."""
     seam_db: float | None = None
     """How much more the waveform jumps where chunks meet, beyond what it does everywhere."""
     same_transcript: bool | None = None
     """Whether the local recogniser understands both alike."""
+    floor_same_transcript: bool | None = None
+    """Whether it understands the whole clause of other noise alike."""
 
 
 class Cancellation(BaseModel):

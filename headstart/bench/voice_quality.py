@@ -1,8 +1,8 @@
 """How true streamed speech is to the same clause made as a whole.
 
 The log-mel distance is the root mean square over 80 mel bands (1024 samples, steps of 256), in
-dB, averaged over the frames within 45 dB of the loudest. Its floor is the distance between two
-whole clauses that differ in nothing but the seed of Kokoro's noise.
+dB, averaged over the frames within 45 dB of the loudest. The yardstick of distance, level and
+words is a second whole clause, which differs in nothing but the seed of Kokoro's noise.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ class Quality:
     lmd_db: float
     floor_db: float
     level_db: float
+    floor_level_db: float
     seam_db: float | None
     same_transcript: bool
+    floor_same_transcript: bool
 
 
 class Judge:
@@ -78,15 +80,17 @@ class Judge:
         self._pace.cuts.clear()
         streamed, streamed_from = self._spoken(text, voice, voice, seed)
         cuts = [cut * _FRAME - max(whole_from, streamed_from) for cut in self._pace.cuts[:-1]]
-        floor_db = log_mel_distance(*_aligned((whole, whole_from), (other, other_from)))
+        floor = _aligned((whole, whole_from), (other, other_from))
         reference, ours = _aligned((whole, whole_from), (streamed, streamed_from))
-        heard = [await self._heard(audio) for audio in (whole, streamed)]
+        heard, *again = [await self._heard(audio) for audio in (whole, streamed, other)]
         return Quality(
             lmd_db=log_mel_distance(reference, ours),
-            floor_db=floor_db,
+            floor_db=log_mel_distance(*floor),
             level_db=level_difference(reference, ours),
+            floor_level_db=level_difference(*floor),
             seam_db=seam_energy(reference, ours, cuts),
-            same_transcript=heard[0] == heard[1],
+            same_transcript=heard == again[0],
+            floor_same_transcript=heard == again[1],
         )
 
     def _spoken(

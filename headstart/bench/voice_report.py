@@ -55,7 +55,8 @@ def voice_markdown(results: VoiceResults) -> str:
         "",
         "All engines speak as services in Pipecat pipelines, on the same weights, one at a time, "
         "in random order. *First audible* is from handing over the text to the first sample "
-        "beyond -40 dBFS, if audio is played as it comes; an *underrun* is a gap in that playback.",
+        "beyond -40 dBFS, if audio is played as it comes; an *underrun* is a gap in that playback. "
+        "The *floor* is what two whole clauses differ by whose noise differs.",
     ]
     if results.engines():
         lines += ["", "![First audible sample](first-audible.svg)"]
@@ -78,9 +79,9 @@ def voice_tables(results: VoiceResults) -> list[Titled]:
         found.append(("Cancelled inside a clause", head, _cancelling(results)))
     judged = [row for row in _once_each(results.rows) if row.lmd_db is not None]
     if judged:
-        head = ["voice", "log-mel, dB", "floor, dB", "ratio", "level p50, dB", "most"]
-        head += ["seams p50, dB", "p95", "same words"]
-        voices = list(dict.fromkeys(row.voice for row in judged))
+        head = ["voice", "log-mel, dB", "floor, dB", "ratio", "level p50, dB", "most", "floor"]
+        head += ["seams p50, dB", "p95", "same words", "floor"]
+        voices = sorted({row.voice for row in judged})
         rows = [_quality(v, [row for row in judged if row.voice == v]) for v in voices]
         for words in results.lengths() if len(results.lengths()) <= 6 else []:
             of_length = [row for row in judged if row.words == words]
@@ -155,7 +156,9 @@ def _quality(name: str, rows: list[Row]) -> list[str]:
     distance = sum(row.lmd_db or 0 for row in rows) / len(rows)
     floor = sum(row.floor_db or 0 for row in rows) / len(rows)
     levels = [row.level_db or 0.0 for row in rows]
+    floor_levels = [row.floor_level_db or 0.0 for row in rows]
     same = sum(bool(row.same_transcript) for row in rows)
+    floor_same = sum(bool(row.floor_same_transcript) for row in rows)
     return [
         name,
         f"{distance:.2f}",
@@ -163,8 +166,10 @@ def _quality(name: str, rows: list[Row]) -> list[str]:
         f"{distance / max(floor, 1e-9):.2f}",
         f"{p50(levels):+.2f}",
         f"{max(levels, key=abs):+.2f}",
+        f"{max(floor_levels, key=abs):+.2f}",
         *_two([row.seam_db for row in rows], 1),
         f"{same} of {len(rows)}",
+        str(floor_same),
     ]
 
 

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 
 from headstart import assets
@@ -39,9 +39,21 @@ class VoicePlan:
     engines: Sequence[str]
     parts: Sequence[str]
     """Of `speed`, `quality`, `cancelling`."""
+    each: int | None
+    """Voices that speak each text, in turn; None: all of them."""
     repeat: int
     seed: int
     command: str
+
+    @property
+    def clauses(self) -> list[tuple[str, str]]:
+        """Every voice with the texts that it speaks."""
+        number, each = len(self.voices), self.each or len(self.voices)
+        return [
+            (self.voices[(each * at + turn) % number], text)
+            for at, text in enumerate(self.texts)
+            for turn in range(min(each, number))
+        ]
 
     @property
     def ours(self) -> list[str]:
@@ -50,7 +62,7 @@ class VoicePlan:
 
     def steps(self) -> int:
         """How many there are to show progress by."""
-        clauses = len(self.texts) * len(self.voices)
+        clauses = len(self.clauses)
         return (
             ("speed" in self.parts) * clauses * self.repeat * len(self.engines)
             + ("quality" in self.parts) * ("torch" in self.engines) * clauses
@@ -94,7 +106,7 @@ class VoiceRun:
 
     async def _speed(self) -> None:
         random_ = random.Random(self.plan.seed)
-        order = [(v, t) for v in self.plan.voices for t in self.plan.texts] * self.plan.repeat
+        order = self.plan.clauses * self.plan.repeat
         random_.shuffle(order)
         async with AsyncExitStack() as stack:
             lines = []
@@ -136,14 +148,12 @@ class VoiceRun:
         listener = WhisperEngine.load(WhisperOptions())
         judge = Judge(backend, pace, Voices(assets.path(VOICES)), listener)
         try:
-            for voice in self.plan.voices:
-                for number, text in enumerate(self.plan.texts):
-                    found = await judge.judge(text, voice, self.plan.seed + 2 * number)
-                    for row in self._rows_of(voice, text):
-                        row.lmd_db, row.floor_db = found.lmd_db, found.floor_db
-                        row.level_db, row.seam_db = found.level_db, found.seam_db
-                        row.same_transcript = found.same_transcript
-                    self.on_step("")
+            for number, (voice, text) in enumerate(self.plan.clauses):
+                found = await judge.judge(text, voice, self.plan.seed + 2 * number)
+                for row in self._rows_of(voice, text):
+                    for figure in fields(found):
+                        setattr(row, figure.name, getattr(found, figure.name))
+                self.on_step("")
         finally:
             listener.close()
             backend.close()

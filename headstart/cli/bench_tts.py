@@ -31,6 +31,10 @@ def bench_tts(
     voices: Annotated[
         str, typer.Option(metavar="NAMES|N", help="English voices: a,b or how many.")
     ] = "2",
+    each: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of the voices speak each text, in turn; else all do."),
+    ] = None,
     engines: Annotated[str, typer.Option(metavar="NAMES", help="Which engines.")] = ",".join(
         _ENGINES
     ),
@@ -50,7 +54,7 @@ def bench_tts(
 
       headstart bench tts --out out/voice
 
-      headstart bench tts --only quality --voices 10 --texts 100 --out out/quality
+      headstart bench tts --only quality --texts 100 --voices 10 --each 2 --out out/quality
     """
     from headstart import assets
     from headstart.bench.voice import chosen_texts, chosen_voices
@@ -78,7 +82,7 @@ def bench_tts(
     except OSError as error:
         raise HeadstartError(f"{out}: cannot be written ({error.strerror})") from None
     command = "headstart " + shlex.join(sys.argv[1:])
-    plan = VoicePlan(said, speakers, names, parts, repeat, seed, command)
+    plan = VoicePlan(said, speakers, names, parts, each, repeat, seed, command)
 
     bars = Progress(
         TextColumn("{task.description}"),
