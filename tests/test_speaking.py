@@ -258,13 +258,14 @@ async def test_voices_of_other_languages_speak(kokoro: KokoroEngine, voice: str,
 @pytest.mark.parametrize(
     ("voice", "text", "package"), [("jf_alpha", "こんにちは", "ja"), ("zf_xiaobei", "你好", "zh")]
 )
-async def test_a_language_without_its_packages_says_what_to_install(
+async def test_a_language_without_its_packages_says_what_to_install_before_it_shall_speak(
     kokoro: KokoroEngine, voice: str, text: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, f"misaki.{package}", None)
-    with pytest.raises(EngineError, match=rf'pip install "misaki\[{package}\]"$') as caught:
-        await spoken(kokoro, text, voice=voice)
-    assert "\n" not in str(caught.value)
+    for attempt in (kokoro.prepare(voice), spoken(kokoro, text, voice=voice)):
+        with pytest.raises(EngineError, match=rf'pip install "misaki\[{package}\]"$') as caught:
+            await attempt
+        assert "\n" not in str(caught.value)
 
 
 # Clauses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
@@ -113,6 +114,16 @@ class KokoroEngine(Engine):
         self._voices.check(voice)
         if not _SLOWEST <= speed <= _FASTEST:
             raise UsageError(f"speed is {speed:g}; Kokoro speaks at {_SLOWEST} to {_FASTEST:g}")
+
+    async def prepare(self, voice: str, speed: float = 1.0) -> None:
+        """As `check`, and have what the voice's language needs at hand before the first sentence.
+
+        Raises:
+            UsageError: As `check`.
+            EngineError: The language needs a package that is not installed.
+        """
+        self.check(voice, speed)
+        await asyncio.to_thread(self._phonemizer.prepare, voice)
 
     async def speak(
         self,

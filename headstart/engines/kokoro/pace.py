@@ -17,6 +17,9 @@ _FIXED = 3.0
 """What a chunk costs whatever its length, in frames."""
 _MARGIN = 1.4
 """How much slower than expected a chunk may be."""
+_LONG_MARGIN = 1.7
+"""The same of a chunk that is longer than it has to be: one of a hundred second chunks takes 1.6
+times as long as expected. Shorter ones cost more in all, but the first need not wait for that."""
 _STEADY_MARGIN = 1.25
 """The same of all chunks of a clause together."""
 _REMEMBERED = 15
@@ -56,7 +59,7 @@ class Pace:
         frames = _SILENT + math.ceil(self._secs(self._lasting) / FRAME_SECS)
         affordable = float(left)
         if ahead_secs is not None:
-            affordable = ahead_secs / (self.frame_secs * _MARGIN) - _FIXED
+            affordable = ahead_secs / (self.frame_secs * _LONG_MARGIN) - _FIXED
             frames = min(max(int(affordable), self._lasting), _MOST)
         # Rather no last chunk that costs more than it is worth, if time allows.
         if left - frames < _LEAST and left <= affordable:

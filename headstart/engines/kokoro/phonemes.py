@@ -91,6 +91,16 @@ class Phonemizer:
     def __init__(self) -> None:
         self._converters: dict[str, Callable[[str], str]] = {}
 
+    def prepare(self, voice: str) -> None:
+        """Load what the voice's language needs: for some that is a large dictionary.
+
+        Raises:
+            UsageError: The voice is of no language that Kokoro speaks.
+            EngineError: The language needs a package that is not installed.
+        """
+        # The dictionaries are loaded with the first word; this one stands in both of them.
+        self._converter(voice[:1], _language(voice))("一")
+
     def clauses(self, text: str, voice: str) -> Iterator[Clause]:
         """The clauses of a text, each short enough for the model; none if nothing is said.
 
@@ -104,10 +114,7 @@ class Phonemizer:
             EngineError: The language needs a package that is not installed.
         """
         words = without_pictures(without_markup(text).translate(_EQUIVALENTS)).split()
-        letter = voice[:1]
-        language = _LANGUAGES.get(letter)
-        if language is None:
-            raise UsageError(f"the voice {voice!r} is of no language that Kokoro speaks")
+        letter, language = voice[:1], _language(voice)
         words = _readable(words, language, voice)
         if not any(character.isalnum() for word in words for character in word):
             return
@@ -130,6 +137,13 @@ class Phonemizer:
                     f"{language.name} voices need a dictionary: python -m unidic download"
                 ) from error
         return self._converters[letter]
+
+
+def _language(voice: str) -> _Language:
+    try:
+        return _LANGUAGES[voice[:1]]
+    except KeyError:
+        raise UsageError(f"the voice {voice!r} is of no language that Kokoro speaks") from None
 
 
 def _in_turn(convert: Callable[[str], str]) -> Callable[[str], str]:

@@ -177,14 +177,15 @@ class KokoroTTS(TTSService):
 
         Raises:
             AssetError: The weights are not there.
-            EngineError: The model did not load.
+            EngineError: The model did not load, or the voice's language needs a package that is
+                not installed.
             UsageError: There is no such voice.
         """
         await super().setup(setup)
         self._engine = await hub.shared.get(
             KokoroEngine, KokoroOptions(engine=self._options.engine, threads=self._options.threads)
         )
-        self._engine.check(self._options.voice, self._options.speed)
+        await self._engine.prepare(self._options.voice, self._options.speed)
         self._speaker = self.create_task(self._speak(), "speaker")
 
     async def stop(self, frame: EndFrame) -> None:
@@ -392,7 +393,7 @@ class KokoroTTS(TTSService):
         speed = getattr(delta, "speed", NOT_GIVEN)
         try:
             if self._engine:
-                self._engine.check(voice, speed if isinstance(speed, float) else 1.0)
+                await self._engine.prepare(voice, speed if isinstance(speed, float) else 1.0)
         except HeadstartError as error:
             await self.push_error(str(error))
             return {}
