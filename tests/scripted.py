@@ -257,7 +257,7 @@ class _Voice:
         """How many of the clauses that come fail."""
         self._reply = 0
 
-    def check(self, voice: str, speed: float = 1.0) -> None:
+    async def prepare(self, voice: str, speed: float = 1.0) -> None:
         """Anybody can be spoken with."""
 
     async def speak_words(self, text: str, ticket: Ticket, **_: Any) -> AsyncGenerator[Speech]:
