@@ -126,7 +126,8 @@ class Phonemizer:
         if letter not in self._converters:
             try:
                 with _ESPEAK:
-                    self._converters[letter] = _in_turn(_load_converter(letter, language))
+                    if letter not in self._converters:  # else somebody else has just loaded it
+                        self._converters[letter] = _in_turn(_load_converter(letter, language))
             except ImportError as error:
                 raise EngineError(
                     f"{language.name} voices need more packages ({error.name} is missing): "
