@@ -7,9 +7,10 @@ import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from anthropic import APIConnectionError, APIStatusError
+from anthropic.types.beta import BetaRawMessageStreamEvent
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
@@ -376,6 +377,7 @@ class AnthropicLLM(AnthropicLLMService):
         return str(self._client.base_url)
 
     async def _warm_up(self, context: LLMContext) -> None:
+        await asyncio.to_thread(_prepare_to_read_events)
         try:
             if self._engine is None:
                 # Costs no tokens, and leaves an open connection for the first turn.
@@ -413,3 +415,14 @@ class AnthropicLLM(AnthropicLLMService):
 
     def _classify_error(self, exception: Exception) -> ErrorCategory | None:
         return category_of(exception) or super()._classify_error(exception)
+
+
+def _prepare_to_read_events() -> None:
+    """Have pydantic prepare what the SDK reads events with.
+
+    Left alone it does so at the first event, on the event loop: 0.05 to 0.15 s in which nothing
+    else moves, just when the first answer begins.
+    """
+    union, *_ = get_args(BetaRawMessageStreamEvent)
+    for event in get_args(union):
+        event.model_rebuild()
