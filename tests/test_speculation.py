@@ -43,11 +43,11 @@ from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame, mark_attempt
 from headstart.pipeline.dialogue import converse as hold_dialogue
 from headstart.pipeline.load import load_config
-from headstart.processors.release import Hold, ReleaseGate
+from headstart.processors.release import Hold
 from headstart.processors.trigger.match import TieredMatch
 from headstart.processors.trigger.policy import TriggerSettings
 from headstart.processors.tts import KokoroSettings, KokoroTTS
-from headstart.processors.turn import AssistantTurn
+from headstart.processors.turn import AssistantTurn, UserTurn
 from headstart.transports.memory import MemoryOutput
 from headstart.transports.wav import read_audio
 
@@ -355,17 +355,17 @@ def test_the_gate_lets_go_within_the_event_loop_turn_and_the_transport_writes_wi
 
         monkeypatch.setattr(owner, method, noting)
 
-    note(ReleaseGate, "process_frame", UserStoppedSpeakingFrame)
+    note(UserTurn, "push_frame", UserStoppedSpeakingFrame)
     note(MemoryOutput, "queue_frame", TTSAudioRawFrame)
     note(MemoryOutput, "write_audio_frame", TTSAudioRawFrame)
     world = talk([*ASKED, *ENDED])
     (end, _), *_ = world.of(UserStoppedSpeakingFrame)
     verdict, passed, *_ = seen
     written = next(one for one in seen if one[0] == "write_audio_frame")
-    assert verdict[:2] == ("process_frame", end)
-    assert passed == ("queue_frame", *verdict[1:]), "in the call that brings the verdict"
+    assert verdict[:2] == ("push_frame", end)
+    assert passed == ("queue_frame", *verdict[1:]), "in the call that ends the turn"
     assert written[1] == end, "nothing on the way to the loudspeaker waits"
-    assert written[2] - verdict[2] < 20
+    assert written[2] - verdict[2] < 15
 
 
 def test_an_answer_held_for_long_is_whole_when_it_is_let_go() -> None:
@@ -766,6 +766,7 @@ ARRIVALS = st.lists(
         st.tuples(st.just("end")),
         st.tuples(st.just("kept")),
         st.tuples(st.just("confirm"), st.none() | st.integers(1, 4)),
+        st.tuples(st.just("release"), st.integers(1, 4)),
         st.tuples(st.just("withdraw"), st.integers(1, 4)),
         st.tuples(st.just("interrupt")),
         st.tuples(st.just("last")),
@@ -785,6 +786,7 @@ def test_the_gate_lets_out_all_of_a_confirmed_answer_and_nothing_else(
         "end": LLMFullResponseEndFrame,
         "kept": Kept,
         "confirm": UserStoppedSpeakingFrame,
+        "release": UserStoppedSpeakingFrame,
         "withdraw": EagerEndOfTurnCancelFrame,
         "interrupt": InterruptionFrame,
         "last": EndFrame,
@@ -798,14 +800,16 @@ def test_the_gate_lets_out_all_of_a_confirmed_answer_and_nothing_else(
     belongs: dict[int, int | None] = {}
     inside: int | None = None
     for (name, *number), frame in zip(arrivals, frames, strict=True):
-        if name in ("confirm", "withdraw") and number[0] is not None:
+        if name in ("confirm", "release", "withdraw") and number[0] is not None:
             # The first verdict counts, and it counts for all attempts before, too.
+            verdict = "withdraw" if name == "withdraw" else "confirm"
             for attempt in range(1, number[0] + 1):
-                verdicts.setdefault(attempt, name if attempt == number[0] else "withdraw")
+                verdicts.setdefault(attempt, verdict if attempt == number[0] else "withdraw")
         if name == "start":
             inside = number[0]
         belongs[frame.id] = inside
-        leaving = hold.process(frame)
+        is_told = name == "release"  # and does not see the frame
+        leaving = [frame, *hold.confirm(number[0])] if is_told else hold.process(frame)
         for out in leaving:
             attempt = belongs[out.id]
             if out.interruptible and not isinstance(out, SystemFrame | EndFrame):
@@ -831,10 +835,14 @@ def test_the_gate_lets_out_all_of_a_confirmed_answer_and_nothing_else(
 
 def superseded(attempt: int, arrivals: list[tuple[Any, ...]]) -> bool:
     """Whether another response began before the verdict on this one, or it came too late."""
-    confirmed = arrivals.index(("confirm", attempt))
+    confirmed = min(
+        arrivals.index(verdict)
+        for verdict in (("confirm", attempt), ("release", attempt))
+        if verdict in arrivals
+    )
     begun = arrivals.index(("start", attempt))
     return any(name == "start" for name, *_ in arrivals[begun + 1 : confirmed]) or any(
-        name in ("confirm", "withdraw") and (number[0] or 0) > attempt
+        name in ("confirm", "release", "withdraw") and (number[0] or 0) > attempt
         for name, *number in arrivals[confirmed:begun]
     )
 

@@ -71,11 +71,14 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
             )
         if trigger.settings.enabled:
             makers = [stage for stage in stages if isinstance(stage, SharesModel)]
-            turn.speculate(trigger, lambda: any(maker.model_is_busy for maker in makers))
+            gate = ReleaseGate()
+            turn.speculate(
+                trigger, lambda: any(maker.model_is_busy for maker in makers), gate.confirm
+            )
             for stage in stages:
                 if isinstance(stage, WorksAhead):
                     stage.work_ahead()
-            stages.append(ReleaseGate())
+            stages.append(gate)
     listeners = [at for at, stage in enumerate(stages) if not isinstance(stage, _DEAF)]
     stages.insert(listeners[-1] + 1 if listeners else 0, InputAudioEnd())
     processors = [transport.input(), *stages, transport.output(), *after_output]

@@ -55,7 +55,7 @@ class Hold:
         """Take the next frame in; returns those that may leave now, in order."""
         if isinstance(frame, SystemFrame):
             self._attempts.hear(frame)
-            return [frame, *self._judge(frame)]
+            return [frame, *self._judge(interrupted=isinstance(frame, InterruptionFrame))]
         if isinstance(frame, EndFrame):  # nothing may keep it
             return [*self._drop(), frame]
         leaving: list[Frame] = []
@@ -76,16 +76,21 @@ class Hold:
                 leaving += self._drop()
         return leaving
 
+    def confirm(self, attempt: int) -> list[Frame]:
+        """The turn has ended on an attempt's words; returns the frames that may leave now."""
+        self._attempts.settle(attempt, confirmed=True)
+        return self._judge()
+
     def take_dropped_samples(self) -> int:
         """How much speech has been thrown away since this was last asked, in samples."""
         samples, self._dropped_samples = self._dropped_samples, 0
         return samples
 
-    def _judge(self, frame: SystemFrame) -> list[Frame]:
+    def _judge(self, *, interrupted: bool = False) -> list[Frame]:
         if self._state is not _State.HOLDING:
             return []
         standing = self._attempts.standing(self._attempt)
-        if standing is Standing.VOID or isinstance(frame, InterruptionFrame):
+        if standing is Standing.VOID or interrupted:
             return self._drop()
         if standing is Standing.CONFIRMED:
             self._state = _State.OPEN
@@ -109,9 +114,10 @@ class ReleaseGate(FrameProcessor):
     """The last stage before the output transport.
 
     It holds speculative answers where the audio is, instead of inside the language model's
-    service, so that the speech is synthesised while the turn is still open. The turn's end
-    releases what is held within the call that brings it; a withdrawal or an interruption
-    throws it away, together with what of it is still under way.
+    service, so that the speech is synthesised while the turn is still open. The turn stage
+    tells it of the turn's end itself (`confirm`), and what is held leaves within that call: the
+    frame that says the same has to come through every stage between. A withdrawal or an
+    interruption throws away what is held, together with what of it is still under way.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -135,12 +141,18 @@ class ReleaseGate(FrameProcessor):
             self._ready_ns, self._late_ns, self._word_pts = None, 0, None
         was_holding = self._hold.is_holding
         leaving = self._hold.process(frame)
-        now_ns = self.get_clock().get_time()
-        if self._hold.is_holding:
-            if self._ready_ns is None and isinstance(frame, TTSAudioRawFrame):
-                self._ready_ns = now_ns
-        elif was_holding and self._ready_ns is not None:
-            self._late_ns = now_ns - self._ready_ns
+        if self._hold.is_holding and self._ready_ns is None and isinstance(frame, TTSAudioRawFrame):
+            self._ready_ns = self.get_clock().get_time()
+        await self._let_go(leaving, was_holding)
+
+    async def confirm(self, attempt: int) -> None:
+        """The turn has ended on the words of an attempt: its answer leaves within this call."""
+        was_holding = self._hold.is_holding
+        await self._let_go(self._hold.confirm(attempt), was_holding)
+
+    async def _let_go(self, leaving: list[Frame], was_holding: bool) -> None:
+        if was_holding and not self._hold.is_holding and self._ready_ns is not None:
+            self._late_ns = self.get_clock().get_time() - self._ready_ns
         for passing in leaving:
             self._postpone(passing)
             await self.push_frame(passing)

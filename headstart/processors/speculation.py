@@ -54,11 +54,16 @@ class Attempts:
             self._awaited = frame.attempt
             return
         attempt = attempt_of(frame)
-        if attempt is None or attempt <= self._settled:
-            return
-        if isinstance(frame, EagerEndOfTurnCancelFrame | UserStoppedSpeakingFrame):
+        if attempt is not None and isinstance(
+            frame, EagerEndOfTurnCancelFrame | UserStoppedSpeakingFrame
+        ):
+            self.settle(attempt, confirmed=isinstance(frame, UserStoppedSpeakingFrame))
+
+    def settle(self, attempt: int, *, confirmed: bool) -> None:
+        """Note the verdict on an attempt; of two, the first counts."""
+        if attempt > self._settled:
             self._settled = attempt
-            self._confirmed = isinstance(frame, UserStoppedSpeakingFrame)
+            self._confirmed = confirmed
 
     def standing(self, attempt: int | None) -> Standing:
         """How an attempt stands; None: an answer that belongs to no attempt."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pipecat.frames.frames import (
@@ -12,6 +12,7 @@ from pipecat.frames.frames import (
     InterruptionFrame,
     LLMContextUserTurnFrame,
     TranscriptionFrame,
+    UserStoppedSpeakingFrame,
 )
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import (
@@ -56,6 +57,7 @@ class UserTurn(LLMUserAggregator):
             **kwargs: For Pipecat's aggregator.
         """
         self.stop_strategy = TurnEndStrategy(settings or TurnSettings(), self.push_frame)
+        self._release: Callable[[int], Awaitable[None]] | None = None
         self._written: tuple[object, str] | None = None
         """The user's last message in the context, and its text, until something is answered."""
         super().__init__(
@@ -71,7 +73,12 @@ class UserTurn(LLMUserAggregator):
             **kwargs,
         )
 
-    def speculate(self, trigger: EarlyTrigger, is_busy: Callable[[], bool]) -> None:
+    def speculate(
+        self,
+        trigger: EarlyTrigger,
+        is_busy: Callable[[], bool],
+        release: Callable[[int], Awaitable[None]],
+    ) -> None:
         """Begin answers before the turn has ended, as the trigger says.
 
         What such an answer brings must be held by a release gate behind the last stage that
@@ -80,7 +87,9 @@ class UserTurn(LLMUserAggregator):
         Args:
             trigger: The stage with the settings.
             is_busy: Whether the models that make answers work for somebody who waits.
+            release: Lets go of what that release gate holds of an attempt, by its number.
         """
+        self._release = release
         self.stop_strategy.speculate(
             TriggerPolicy(trigger.settings, trigger.policy, is_busy),
             trigger.settings.min_silence_secs,
@@ -128,6 +137,10 @@ class UserTurn(LLMUserAggregator):
         if isinstance(frame, LLMContextUserTurnFrame):
             self._written = self.messages[-1], frame.text
         await super().push_frame(frame, direction)
+        if attempt is None or self._release is None or direction is FrameDirection.UPSTREAM:
+            return
+        if isinstance(frame, UserStoppedSpeakingFrame):
+            await self._release(attempt)
 
     def _take_back_unanswered(self) -> None:
         written, text = self._written or (None, "")
