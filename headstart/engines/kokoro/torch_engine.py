@@ -93,7 +93,7 @@ class TorchKokoro:
     ) -> Rendering | None:
         """See `Backend.render`."""
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._pair.apart():
                 # The work is shared out by `Pair`.
                 torch.set_num_threads(1)
                 front = self._front_end(tokens, style, speed, abort)
@@ -161,7 +161,7 @@ class TorchKokoro:
                 playback.given(held_secs, time.monotonic())
             ahead = playback.ahead_secs(time.monotonic())
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(), self._pair.apart():
                     audio = self._piece(stream, self._pace.next_chunk(begin, frames, ahead))
             except AbortedError:
                 return
