@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -39,6 +41,21 @@ async def test_two_sessions_share_the_models_and_do_not_hear_each_other(
         words(samples["short-joke"].text),
     ]
     assert all(dialogue.records[-1].bot_text for dialogue in dialogues)
+
+
+async def test_what_is_loaded_is_out_of_the_collectors_sight_while_anybody_talks() -> None:
+    spec = load_config("local")
+    assert not gc.get_freeze_count()
+    async with Session(spec) as first:
+        assert gc.get_freeze_count() > 100_000
+        async with Session(spec):
+            await first.close()
+            assert gc.get_freeze_count() > 100_000
+        gone = weakref.ref(first.timeline)
+    del first
+    assert not gc.get_freeze_count()
+    gc.collect()
+    assert gone() is None, "nothing of the session is kept"
 
 
 async def test_an_embedder_pushes_audio_and_iterates_over_what_happens(

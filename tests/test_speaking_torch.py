@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from headstart.engines.kokoro.norms import NormPredictor
 from headstart.engines.kokoro.onnx import OnnxKokoro
 from headstart.engines.kokoro.pace import FRAME_SECS, Pace, Playback
 from headstart.engines.kokoro.package import KokoroPackage
+from headstart.engines.kokoro.pair import Pair
 from headstart.engines.kokoro.phonemes import Phonemizer
 from headstart.engines.kokoro.silence import loudest
 from headstart.engines.kokoro.source import FRAME, Source
@@ -217,6 +219,27 @@ def test_a_chunk_that_nobody_wants_any_more_ends_at_once(
     abort.request()
     with torch.inference_mode(), pytest.raises(AbortedError):
         generator.whole(front, abort)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux only")
+def test_two_threads_work_on_different_cores_and_the_caller_gets_its_own_back() -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("there is but one core")
+    pair = Pair(2)
+    try:
+        with pair.apart():
+            mine, other = pair.both(
+                lambda: os.sched_getaffinity(0), lambda: os.sched_getaffinity(0)
+            )
+            with pytest.raises(AbortedError), pair.apart():
+                raise AbortedError
+            assert os.sched_getaffinity(0) == mine
+        assert mine | other == before
+        assert not mine & other
+        assert os.sched_getaffinity(0) == before
+    finally:
+        pair.close()
 
 
 def test_every_english_voice_can_stream(voices: Voices) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +21,7 @@ from pipecat.workers.runner import WorkerRunner
 
 from headstart.errors import HeadstartError
 from headstart.frames import ProgressiveTranscriptionFrame, WarmUpFrame
+from headstart.pipeline import collector
 from headstart.pipeline.build import Built, build
 from headstart.pipeline.spec import PipelineSpec
 from headstart.pipeline.timeline import Timeline, TurnRecord
@@ -112,6 +112,7 @@ class Session:
         self._worker: PipelineWorker | None = None
         self._runner: WorkerRunner | None = None
         self._running: asyncio.Task[None] | None = None
+        self._spares_collector = False
 
     async def __aenter__(self) -> Self:
         """Build the pipeline, load its models and warm it up.
@@ -151,7 +152,8 @@ class Session:
         except BaseException:
             await self.close()
             raise
-        _spare_the_collector()
+        collector.spare()
+        self._spares_collector = True
         return self
 
     async def __aexit__(
@@ -218,6 +220,9 @@ class Session:
         await self._runner.cancel()
         await asyncio.wait([self._running])
         self._runner = None
+        if self._spares_collector:
+            self._spares_collector = False
+            collector.resume()
         self.timeline.finish()
         self._events.put_nowait(None)
 
@@ -252,17 +257,6 @@ class _Listener(BaseObserver):
 def _give_up(opened: asyncio.Future[None]) -> None:
     if not opened.done():
         opened.set_exception(HeadstartError("the pipeline ended before it was open"))
-
-
-def _spare_the_collector() -> None:
-    """Take what the process has loaded out of the garbage collector's sight, once.
-
-    Half a million objects of imported packages and models: a full collection walks them all,
-    for 0.1 to 0.25 s in which the process does nothing else, and they are never garbage.
-    """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
 
 
 def _as_headstart_error(frame: ErrorFrame) -> HeadstartError:

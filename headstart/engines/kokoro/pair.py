@@ -35,8 +35,8 @@ class Pair:
         """Keep the calling thread off the helper's cores, as the helper is kept off the caller's.
 
         Left alone, both often run on one core for some 20 ms when they wake after a pause, though
-        the other is idle: in a virtual machine a core that sleeps counts as taken away by the
-        host (`vcpu_is_preempted` in Linux), and who is woken stays with who wakes it.
+        the other is idle. Probably because a virtual machine's core that sleeps counts as taken
+        away by the host (`vcpu_is_preempted` in Linux), so who is woken stays with who wakes it.
         """
         before = _cores() if self._callers_cores else None
         _keep_to(self._callers_cores)
