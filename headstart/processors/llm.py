@@ -377,8 +377,8 @@ class AnthropicLLM(AnthropicLLMService):
         return str(self._client.base_url)
 
     async def _warm_up(self, context: LLMContext) -> None:
-        await asyncio.to_thread(_prepare_to_read_events)
         try:
+            await asyncio.to_thread(_prepare_to_read_events)
             if self._engine is None:
                 # Costs no tokens, and leaves an open connection for the first turn.
                 once = self._client.with_options(max_retries=0, timeout=_CONNECT_SECS)
