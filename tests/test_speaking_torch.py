@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from headstart import assets
+from headstart.bench.voice_quality import level_difference, log_mel_distance
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine
 from headstart.engines.kokoro.backend import Abort, AbortedError
+from headstart.engines.kokoro.bfloat import BfloatConv
 from headstart.engines.kokoro.choose import decide
 from headstart.engines.kokoro.convolution import Conv
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
@@ -38,7 +40,7 @@ from headstart.engines.kokoro.source import FRAME, Source
 from headstart.engines.kokoro.stream import Generator
 from headstart.engines.kokoro.torch_engine import TorchKokoro
 from headstart.engines.kokoro.voices import Voices
-from headstart.engines.kokoro.weights import load_weights
+from headstart.engines.kokoro.weights import load_weights, under
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError
 
@@ -76,7 +78,7 @@ def test_streamed_speech_is_what_the_kokoro_package_makes(
     backend: TorchKokoro, weights: Path, voices: Voices
 ) -> None:
     package = KokoroPackage(weights, threads=2, device="cpu")
-    exact = TorchKokoro(weights, threads=1, int8=False)
+    exact = TorchKokoro(weights, threads=1, exact=True)
     tokens = tokens_of("Yes, of course.")
     style = voices.style("af_heart", len(tokens))
     spoken = []
@@ -156,6 +158,22 @@ def test_a_convolution_in_tiles_is_that_of_torch(
     result = Conv(weight, bias, dilation)(value)
     expected = functional.conv1d(value.t()[None], weight, bias, dilation=dilation)[0].t()
     torch.testing.assert_close(result, expected, atol=5e-5, rtol=1e-4)
+    # Two roundings to eight bits, of values and weights, and one of the sum.
+    result = BfloatConv(weight, bias, dilation)(value)
+    torch.testing.assert_close(result, expected, atol=0.03, rtol=0.01)
+
+
+def test_on_bfloat16_the_same_clause_is_heard(
+    generator_and_front: tuple[Generator, Front], weights: Path
+) -> None:
+    on_floats, front = generator_and_front
+    parameters = under("decoder.generator.", load_weights(weights))
+    on_bfloat16 = Generator(parameters, Pair(1), bfloat16=True)
+    with torch.inference_mode():
+        expected, wave = (g.whole(front, Abort())[0].numpy() for g in (on_floats, on_bfloat16))
+    # Noise of another seed makes 0.4 dB and more.
+    assert 0 < log_mel_distance(expected, wave) < 0.15
+    assert abs(level_difference(expected, wave)) < 0.02
 
 
 @given(cuts=st.lists(st.integers(1, 400), max_size=6), seed=st.integers(0, 99))
@@ -178,12 +196,16 @@ def test_the_source_is_the_same_however_it_is_divided(cuts: list[int], seed: int
 
 
 @pytest.fixture(scope="module")
-def generator_and_front(backend: TorchKokoro, voices: Voices) -> tuple[Generator, Front]:
+def generator_and_front(
+    backend: TorchKokoro, weights: Path, voices: Voices
+) -> tuple[Generator, Front]:
+    """On floats, whose sums hardly depend on how many there are."""
     tokens = tokens_of("Yes, of course.")
     style = voices.style("af_heart", len(tokens))
     with torch.inference_mode():
         front = backend._front_end(tokens, style, 1.0, Abort())
-    return backend._generator, front
+    parameters = under("decoder.generator.", load_weights(weights))
+    return Generator(parameters, backend._pair, bfloat16=False), front
 
 
 @pytest.mark.parametrize("cuts", [[16, 40, 41, 1000], [1, 2, 90, 91, 92, 1000], [133, 1000]])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headstart.engines.kokoro.bfloat import BfloatConv
 from headstart.engines.kokoro.convolution import Conv, Int8Conv
 from headstart.engines.kokoro.pair import Pair
 
@@ -32,7 +33,7 @@ class Flow:
         """Whether the layer has not been used for this clause yet."""
         return name not in self._kept
 
-    def conv(self, name: str, value: Tensor, conv: Conv) -> Tensor:
+    def conv(self, name: str, value: Tensor, conv: Conv | BfloatConv) -> Tensor:
         """A convolution that goes on where it was left."""
         reach = conv.reach
         if not reach:

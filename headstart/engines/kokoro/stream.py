@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from headstart.engines.kokoro import bfloat
 from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.bfloat import BfloatConv
 from headstart.engines.kokoro.convolution import Conv
 from headstart.engines.kokoro.front import Front
 from headstart.engines.kokoro.layers import Flow, Styles, folded
@@ -69,12 +71,15 @@ _FoldOf: TypeAlias = Callable[[str, Tensor], Fold]
 class Generator:
     """`KModel.decoder.generator`, rebuilt to run on any stretch of a clause."""
 
-    def __init__(self, weights: Mapping[str, Tensor], pair: Pair) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], pair: Pair, *, bfloat16: bool = bfloat.AVAILABLE
+    ) -> None:
         """Take the weights.
 
         Args:
             weights: Parameters of `KModel.decoder.generator` by name, without weight norm.
             pair: Shares the branches of a stage.
+            bfloat16: Whether the residual blocks, which are most of the work, compute on it.
         """
         self._pair = pair
         self._ups = [_upsampling(weights[f"ups.{n}.weight"], _RATES[n]) for n in (0, 1)]
@@ -85,7 +90,7 @@ class Generator:
         ]
         self._blocks = [f"resblocks.{n}" for n in range(6)]
         self._convs = {
-            f"{name}.convs{part}.{layer}": Conv.of(
+            f"{name}.convs{part}.{layer}": (BfloatConv if bfloat16 else Conv).of(
                 weights, f"{name}.convs{part}.{layer}", dilation if part == 1 else 1
             )
             for name in (*self._blocks, "noise_res.0", "noise_res.1")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headstart.engines.kokoro import bfloat, int8
 from headstart.engines.kokoro.backend import Abort, AbortedError, Rendering
 from headstart.engines.kokoro.front import Front, FrontEnd
-from headstart.engines.kokoro.int8 import AVAILABLE
 from headstart.engines.kokoro.norms import NormPredictor
 from headstart.engines.kokoro.pace import Pace, Playback
 from headstart.engines.kokoro.pair import Pair
@@ -54,7 +54,7 @@ class TorchKokoro:
     name = "torch"
 
     def __init__(
-        self, weights: Path, *, threads: int, pace: Pace | None = None, int8: bool = AVAILABLE
+        self, weights: Path, *, threads: int, pace: Pace | None = None, exact: bool = False
     ) -> None:
         """Load the network.
 
@@ -62,15 +62,20 @@ class TorchKokoro:
             weights: The ONNX export, or the original checkpoint (`.pth`).
             threads: One or two.
             pace: How a clause is divided; by default as this machine's speed suggests.
-            int8: See `FrontEnd`.
+            exact: Compute on floats throughout, as `KModel` does, also where this processor is
+                faster on bytes and bfloat16.
 
         Raises:
             EngineError: The file does not hold the weights.
         """
         parameters = load_weights(weights)
         self._pair = Pair(threads)
-        self._front_end = FrontEnd(parameters, self._pair, int8=int8)
-        self._generator = Generator(under("decoder.generator.", parameters), self._pair)
+        self._front_end = FrontEnd(parameters, self._pair, int8=int8.AVAILABLE and not exact)
+        self._generator = Generator(
+            under("decoder.generator.", parameters),
+            self._pair,
+            bfloat16=bfloat.AVAILABLE and not exact,
+        )
         del parameters
         _return_memory()
         self._predictor = NormPredictor.shipped()
