@@ -42,7 +42,7 @@ from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError, UsageError
 from headstart.processors.tts import KokoroSettings, KokoroTTS
 from headstart.processors.tts.clauses import ClauseSplitter
-from headstart.processors.tts.kokoro import KokoroLiveSettings
+from headstart.processors.tts.settings import KokoroLiveSettings
 from headstart.processors.tts.spoken import as_spoken
 
 SENTENCE = "The capital of France is Paris, and it is a very old town."

@@ -32,7 +32,7 @@ from headstart.bench.voice import Row
 from headstart.engines.kokoro import SAMPLE_RATE
 from headstart.errors import EngineError
 from headstart.processors.tts import KokoroSettings, KokoroTTS
-from headstart.processors.tts.kokoro import KokoroLiveSettings
+from headstart.processors.tts.settings import KokoroLiveSettings
 
 AUDIBLE = 10 ** (-40 / 20)
 """Of full scale: what counts as heard."""

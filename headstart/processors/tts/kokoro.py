@@ -7,8 +7,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from loguru import logger
@@ -28,11 +28,7 @@ from pipecat.frames.frames import (
     TTSStoppedFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
-from pipecat.services.settings import TTSSettings
 from pipecat.services.tts_service import TTSService
-from pipecat.transcriptions.language import Language
-from pipecat.utils.types import NOT_GIVEN, NotGiven
-from pydantic import Field
 
 from headstart.engines import hub
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
@@ -40,10 +36,10 @@ from headstart.engines.kokoro.engine import MODEL, VOICES
 from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError
 from headstart.frames import attempt_of, mark_attempt
-from headstart.processors.settings import StageSettings
 from headstart.processors.speculation import Attempts, Standing
 from headstart.processors.tts.aggregator import ClauseAggregator
-from headstart.processors.tts.clauses import ClauseSplitter
+from headstart.processors.tts.context import SpeechContext
+from headstart.processors.tts.settings import KokoroLiveSettings, KokoroSettings, language_of
 from headstart.processors.tts.spoken import as_spoken
 
 _AHEAD_SECS = 1.5
@@ -53,44 +49,6 @@ _IN_HAND_SECS = 1.5
 """Speech in hand with which the rest may wait for the first words of somebody else. With two who
 speak at once, these came 0.1 s sooner than if all was said to one before (median of 8), and the one
 who had begun had 0.9 s of gaps instead of 2.5; with 0.5 s in hand, 0.4 s sooner and 5.5 s."""
-
-_LANGUAGES = {
-    "a": Language.EN_US,
-    "b": Language.EN_GB,
-    "e": Language.ES,
-    "f": Language.FR,
-    "h": Language.HI,
-    "i": Language.IT,
-    "j": Language.JA,
-    "p": Language.PT_BR,
-    "z": Language.ZH,
-}
-
-
-class KokoroSettings(StageSettings):
-    """Settings of the `tts.kokoro` stage."""
-
-    voice: str = "af_heart"
-    """Whose voice. The first letter is the language: a American, b British English, e Spanish,
-    f French, h Hindi, i Italian, j Japanese, p Brazilian Portuguese, z Mandarin; the second is
-    f(emale) or m(ale)."""
-
-    speed: float = Field(default=1.0, ge=0.5, le=2.0)
-    """Rate of speech; 1 is the voice's own."""
-
-    engine: Literal["auto", "onnx", "torch", "kmodel"] = "auto"
-    """What runs the network; `auto` takes the faster one of onnx and torch on this machine.
-    `kmodel` is the authors' package, a whole clause at a time; torch means it on a CUDA card."""
-
-    threads: int = Field(default=2, ge=1)
-    """Threads of the process for one clause, shared by all sessions."""
-
-
-@dataclass
-class KokoroLiveSettings(TTSSettings):
-    """What a `TTSUpdateSettingsFrame` may change while the pipeline runs."""
-
-    speed: float | NotGiven = field(default_factory=lambda: NOT_GIVEN)
 
 
 @dataclass(frozen=True)
@@ -131,7 +89,7 @@ class KokoroTTS(TTSService):
             settings=KokoroLiveSettings(
                 model="kokoro-82m",
                 voice=self._options.voice,
-                language=_LANGUAGES.get(self._options.voice[:1]),
+                language=language_of(self._options.voice),
                 speed=self._options.speed,
             ),
             **kwargs,
@@ -143,7 +101,7 @@ class KokoroTTS(TTSService):
         self._requested = asyncio.Event()
         self._speaker: asyncio.Task[None] | None = None
         self._clause: tuple[str, asyncio.Task[None]] | None = None
-        self._contexts: dict[str, _Context] = {}
+        self._contexts: dict[str, SpeechContext] = {}
         self._attempts = Attempts()
         self._attempt: int | None = None
         """The attempt that the answer being spoken belongs to, if it is speculative."""
@@ -248,7 +206,7 @@ class KokoroTTS(TTSService):
             self._say_when_due(context)
         self._settled.set()
 
-    def _say_when_due(self, context: _Context) -> None:
+    def _say_when_due(self, context: SpeechContext) -> None:
         """Let others go first as long as what has been made is still to be heard."""
         if self._standing is Standing.CONFIRMED:
             left_secs = context.left_secs(self.get_clock().get_time())
@@ -267,7 +225,7 @@ class KokoroTTS(TTSService):
         clauses of an answer stay what they are.
         """
         await self.start_tts_usage_metrics(text)
-        for clause in self._contexts.setdefault(context_id, _Context()).splitter.cut(text):
+        for clause in self._contexts.setdefault(context_id, SpeechContext()).splitter.cut(text):
             self._request(_Request(context_id, clause))
         yield None
 
@@ -333,7 +291,7 @@ class KokoroTTS(TTSService):
 
     async def _speak_clause(self, text: str, context_id: str) -> None:
         assert self._engine is not None
-        context = self._contexts.setdefault(context_id, _Context())
+        context = self._contexts.setdefault(context_id, SpeechContext())
         try:
             pieces = self._engine.speak_words(
                 text, voice=str(self._settings.voice), speed=self._speed, ticket=self._ticket
@@ -390,7 +348,7 @@ class KokoroTTS(TTSService):
     async def _update_settings(self, delta: Any) -> dict[str, Any]:
         """Change voice or speed from the next clause on; what cannot be is refused."""
         voice = delta.voice if isinstance(delta.voice, str) else str(self._settings.voice)
-        speed = getattr(delta, "speed", NOT_GIVEN)
+        speed = getattr(delta, "speed", None)
         try:
             if self._engine:
                 await self._engine.prepare(voice, speed if isinstance(speed, float) else 1.0)
@@ -399,32 +357,3 @@ class KokoroTTS(TTSService):
             return {}
         logger.debug(f"{self}: speaks with {voice} from now on")
         return await super()._update_settings(delta)
-
-
-class _Context:
-    """How far the text of a context has been cut, and its audio has come, to time its words."""
-
-    def __init__(self) -> None:
-        self.splitter = ClauseSplitter()
-        self._first_ns: int | None = None
-        self._audio_secs = 0.0
-
-    def start(self, now_ns: int) -> float:
-        """When audio that is ready now is heard, in seconds from the context's first."""
-        if self._first_ns is None:
-            self._first_ns = now_ns
-        self._audio_secs = max(self._audio_secs, (now_ns - self._first_ns) / 1e9)
-        return self._audio_secs
-
-    def begin_playback(self, now_ns: int) -> None:
-        """What has been made so far was held, and begins to be heard now."""
-        if self._first_ns is not None:
-            self._first_ns = now_ns
-
-    def played(self, samples: int) -> None:
-        """So many more samples follow."""
-        self._audio_secs += samples / SAMPLE_RATE
-
-    def left_secs(self, now_ns: int) -> float:
-        """How much of the audio is still to be heard, if it is heard as soon as it can be."""
-        return self._audio_secs - (now_ns - (self._first_ns or now_ns)) / 1e9
