@@ -8,7 +8,7 @@ from statistics import median
 
 FRAME_SECS = 0.0125
 
-_SILENT = 5
+_SILENT = 6
 """Frames of the first chunk that last for nothing: mostly four of silence, and one to spare. With
 four, 3 and 4 of 80 texts had a gap of 1 to 4 ms; with five, 2 of 80."""
 _LEAST, _MOST = 10, 96
