@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from headstart.bench.stolen import stolen_ms
 from headstart.bench.voice import (
     Cancellation,
     Row,
@@ -69,6 +71,13 @@ def test_audio_that_comes_after_the_playback_has_run_dry_is_an_underrun() -> Non
     row = Take(0.0, pieces).row("torch", "af_heart", "Some words.")
     assert row.underruns == 1
     assert row.gap_ms == pytest.approx(300)
+
+
+def test_time_that_the_host_took_is_read_in_ticks_of_ten_ms(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 20 30 40 50 60 70 7 0 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n")
+    assert stolen_ms(stat) == 7 * 1000 / os.sysconf("SC_CLK_TCK")
+    assert stolen_ms(tmp_path / "none") == 0
 
 
 def test_nothing_heard_has_no_figures() -> None:
@@ -152,6 +161,8 @@ def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
         for engine, ms in (("torch", 200), ("pipecat", 1500))
         for n in range(3)
     ]  # fmt: skip
+    rows[0].underruns, rows[0].stolen_ms = 1, 10.0
+    rows[1].underruns, rows[2].stolen_ms = 2, 20.0
     for row in rows[:3]:
         row.lmd_db, row.floor_db, row.level_db, row.seam_db = 1.2, 0.8, -0.1, 0.4
         row.same_transcript, row.floor_same_transcript = True, False
@@ -167,7 +178,7 @@ def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
     )
     write_voice_report(results, tmp_path)
     report = (tmp_path / "report.md").read_text()
-    assert "| 3, torch | 201 | 202 |" in report
+    assert "| 3, torch | 201 | 202 | 200 | 0.50 | 2 | 1 |" in report
     assert "| torch | 0.13 (" in report
     assert (
         "| af_heart | 1.20 | 0.80 | 1.50 | -0.10 | -0.10 | +0.05 | 0.4 | 0.4 | 3 of 3 | 0 |"

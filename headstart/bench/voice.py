@@ -30,6 +30,8 @@ class Row(BaseModel):
     """Gaps in the playback, if audio is played as it comes."""
     gap_ms: float | None = None
     """Their sum."""
+    stolen_ms: float | None = None
+    """Processor time that the machine's host gave to others meanwhile."""
     audio_s: float | None = None
     lmd_db: float | None = None
     """Log-mel distance of the streamed clause from the same one made as a whole."""

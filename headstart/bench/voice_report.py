@@ -55,7 +55,8 @@ def voice_markdown(results: VoiceResults) -> str:
         "",
         "All engines speak as services in Pipecat pipelines, on the same weights, one at a time, "
         "in random order. *First audible* is from handing over the text to the first sample "
-        "beyond -40 dBFS, if audio is played as it comes; an *underrun* is a gap in that playback. "
+        "beyond -40 dBFS, if audio is played as it comes; an *underrun* is a gap in that playback, "
+        "*stolen* if the host gave processor time of this machine to others during that text. "
         "The *floor* is what two whole clauses differ by whose noise differs.",
     ]
     if results.engines():
@@ -69,7 +70,7 @@ def voice_tables(results: VoiceResults) -> list[Titled]:
     found: list[Titled] = []
     if results.engines():
         head = ["words, engine", "first audible p50, ms", "p95", "first chunk p50, ms"]
-        head += ["real-time factor p50", "underruns", "gap p95, ms", "n"]
+        head += ["real-time factor p50", "underruns", "of these stolen", "gap p95, ms", "n"]
         found.append(("Speed", head, _speed(results)))
         if "pipecat" in results.engines():
             head = ["engine", "first audible, times Pipecat's (95 %)", "real-time factor"]
@@ -103,6 +104,7 @@ def _speed(results: VoiceResults) -> Rows:
                     _number(p50(row.first_chunk_ms for row in takes)),
                     _number(p50(row.rtf for row in takes), 2),
                     str(sum(bool(row.underruns) for row in takes)),
+                    str(sum(bool(row.underruns and row.stolen_ms) for row in takes)),
                     _number(p95(row.gap_ms for row in takes)),
                     str(len(takes)),
                 ]

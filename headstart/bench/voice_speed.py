@@ -28,6 +28,7 @@ from pipecat.transcriptions.language import Language
 from pipecat.workers.runner import WorkerRunner
 
 from headstart.bench import stock
+from headstart.bench.stolen import stolen_ms
 from headstart.bench.voice import Row
 from headstart.engines.kokoro import SAMPLE_RATE
 from headstart.errors import EngineError
@@ -45,10 +46,12 @@ class Take:
 
     handed_over: float
     pieces: list[tuple[float, NDArray[np.float32]]] = field(default_factory=list)
+    stolen_ms: float = 0.0
 
     def row(self, engine: str, voice: str, text: str) -> Row:
         """What it says about the engine."""
         row = Row(engine=engine, voice=voice, text=text, words=len(text.split()))
+        row.stolen_ms = self.stolen_ms
         samples = sum(len(audio) for _, audio in self.pieces)
         if not samples:
             return row
@@ -96,6 +99,7 @@ class Line:
         # Threads of onnxruntime that still spin would slow down whoever comes next.
         await asyncio.sleep(0.2)
         self._end.done.clear()
+        stolen_before = stolen_ms()
         self._end.take = take = Take(time.monotonic())
         await self._worker.queue_frame(TTSSpeakFrame(text))
         try:
@@ -105,6 +109,7 @@ class Line:
             raise EngineError(f"{self.engine} did not end to say {text[:40]!r}") from None
         if self._end.error:
             raise EngineError(f"{self.engine}: {self._end.error}")
+        take.stolen_ms = stolen_ms() - stolen_before
         return take
 
 
