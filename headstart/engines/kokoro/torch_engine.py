@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from headstart.engines.kokoro import bfloat, int8
 from headstart.engines.kokoro.backend import Abort, AbortedError, Rendering
 from headstart.engines.kokoro.front import Front, FrontEnd
-from headstart.engines.kokoro.norms import NormPredictor
+from headstart.engines.kokoro.norms import LOUDER_DB, NormPredictor
 from headstart.engines.kokoro.pace import Pace, Playback
 from headstart.engines.kokoro.pair import Pair
 from headstart.engines.kokoro.silence import (
@@ -40,6 +40,7 @@ _BEFORE_SPEECH = 3
 """Frames that are made before it: the generator's layers look back, and the further back they do,
 the less it matters. With 3, the first 20 ms of a clause are 19 dB, the next 37 dB above what they
 differ from the whole clause (median of 16)."""
+_GAIN = 10 ** (-LOUDER_DB / 20)
 _LEAST_REST = SAMPLE_RATE // 10
 """Samples of silence after which a clause has ended, once its last phoneme has begun."""
 
@@ -174,7 +175,7 @@ class TorchKokoro:
 
     def _piece(self, stream: Stream, end: int) -> NDArray[np.float32]:
         started, begin = time.monotonic(), stream.position
-        audio: NDArray[np.float32] = stream.next(end).numpy()
+        audio: NDArray[np.float32] = stream.next(end).mul_(_GAIN).numpy()
         self._pace.measured(stream.position - begin, time.monotonic() - started)
         return audio
 
