@@ -7,7 +7,7 @@ from pathlib import Path
 
 _STAT = Path("/proc/stat")
 _STEAL = 8
-"""Field of its first line, see proc(5): ticks in which a virtual processor waited for a real one."""
+"""Field of its first line, see proc(5): ticks that a virtual processor waited for a real one."""
 
 
 def stolen_ms(stat: Path = _STAT) -> float:
