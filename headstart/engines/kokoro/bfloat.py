@@ -54,6 +54,6 @@ class BfloatConv:
         windows = value.as_strided(
             (steps + missing, self._taps, channels), (channels, channels * self._dilation, 1)
         )
-        parts = windows.reshape(steps + missing, -1).split(_ROWS[1])
+        parts = torch.split(windows.reshape(steps + missing, -1), _ROWS[1])
         products = [torch.addmm(self._bias, part, self._matrix) for part in parts]
         return torch.cat(products)[:steps].float()
