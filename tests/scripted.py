@@ -51,8 +51,7 @@ from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.pipeline.build import Built, build
 from headstart.pipeline.spec import PipelineSpec, Position, StageSpec
 from headstart.processors import llm
-from headstart.processors.llm import AnthropicLLM
-from headstart.processors.llm_settings import LLMSettings
+from headstart.processors.llm import AnthropicLLM, LLMSettings
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 _IN_RATE = 16_000

@@ -45,8 +45,7 @@ from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine, LlamaOptions
 from headstart.errors import UsageError
 from headstart.frames import WarmUpFrame, mark_attempt
-from headstart.processors.llm import AnthropicLLM
-from headstart.processors.llm_settings import LLMSettings
+from headstart.processors.llm import AnthropicLLM, LLMSettings
 
 PROMPT = "You are a helpful voice assistant. Answer in one short sentence."
 LLAMA = "llama://SmolLM2-135M"

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from headstart import assets
 from headstart.bench.voice_quality import level_difference, log_mel_distance
-from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine
+from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, bfloat
 from headstart.engines.kokoro.backend import Abort, AbortedError
 from headstart.engines.kokoro.bfloat import BfloatConv
 from headstart.engines.kokoro.choose import decide
@@ -163,6 +163,7 @@ def test_a_convolution_in_tiles_is_that_of_torch(
     torch.testing.assert_close(result, expected, atol=0.03, rtol=0.01)
 
 
+@pytest.mark.skipif(not bfloat.AVAILABLE, reason="not used on this processor, and slow there")
 def test_on_bfloat16_the_same_clause_is_heard(
     generator_and_front: tuple[Generator, Front], weights: Path
 ) -> None:

@@ -18,8 +18,7 @@ from pydantic import Field, SecretStr, model_validator
 from headstart.engines import hub
 from headstart.engines.hub import Engine
 from headstart.engines.llama import LlamaOptions
-from headstart.processors.llm import AnthropicLLM
-from headstart.processors.llm_settings import LLMSettings
+from headstart.processors.llm import AnthropicLLM, LLMSettings
 from headstart.processors.settings import StageSettings
 from headstart.processors.stt.deepgram import DeepgramSTT
 from headstart.processors.stt.deepgram_settings import DeepgramSettings, LinkSettings

@@ -9,8 +9,9 @@ from statistics import median
 FRAME_SECS = 0.0125
 
 _SILENT = 6
-"""Frames of the first chunk that last for nothing: mostly four of silence, and one to spare. With
-four, 3 and 4 of 80 texts had a gap of 1 to 4 ms; with five, 2 of 80."""
+"""Frames of the first chunk that last for nothing: mostly four of silence, and two to spare. With
+none to spare, 3 and 4 of 80 texts had a gap of 1 to 4 ms; with one, 2 of 80; with two, none in
+an idle hour."""
 _LEAST, _MOST = 10, 96
 """Frames of a later chunk."""
 _FIXED = 3.0

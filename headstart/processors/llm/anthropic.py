@@ -6,11 +6,9 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 from anthropic import APIConnectionError, APIStatusError
-from anthropic.types.beta import BetaRawMessageStreamEvent
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
@@ -37,16 +35,13 @@ from headstart.engines.llama import LlamaEngine
 from headstart.engines.queue import Priority, Ticket
 from headstart.errors import UsageError
 from headstart.frames import SpeculationCostFrame, WarmUpFrame, attempt_of, mark_attempt
-from headstart.processors.early_tools import EarlyTool
-from headstart.processors.llm_errors import TIMEOUTS, category_of, in_one_line
-from headstart.processors.llm_settings import LLMSettings, client_for, request_settings
+from headstart.processors.llm.early_tools import EarlyTool
+from headstart.processors.llm.errors import TIMEOUTS, category_of, in_one_line
+from headstart.processors.llm.settings import LLMSettings, client_for, request_settings
+from headstart.processors.llm.warm_up import cache_prompt, open_connection, prepare_to_read_events
 from headstart.processors.speculation import Attempts, SpeculationTracker, Standing
 
-_CONNECT_SECS = 3.0
-_CACHE_PROMPT_SECS = 30.0
 _CANCEL_SECS = 1.0
-_LETTERS_PER_TOKEN = 4
-"""Of English text. The pieces in which an API sends its text are not tokens."""
 
 
 class AnthropicLLM(AnthropicLLMService):
@@ -260,12 +255,9 @@ class AnthropicLLM(AnthropicLLMService):
     def _begin_safe_tools(self, calls: Sequence[FunctionCallFromLLM]) -> list[EarlyTool]:
         begun: list[EarlyTool] = []
         for call in calls:
-            item = self._functions.get(call.function_name)
-            if item is not None and call.function_name in self._stage.safe_tools:
-                tool = item.handler
-                if not isinstance(tool, EarlyTool):
-                    tool = EarlyTool(tool)
-                    self._functions[call.function_name] = replace(item, handler=tool)
+            is_safe = call.function_name in self._stage.safe_tools
+            tool = EarlyTool.among(self._functions, call.function_name) if is_safe else None
+            if tool is not None:
                 self._lets_wind_up(tool.begin(call, self))
                 begun.append(tool)
         return begun
@@ -355,7 +347,7 @@ class AnthropicLLM(AnthropicLLMService):
                     async for event in stream:
                         events.put_nowait(event)
                         letters += len(getattr(getattr(event, "delta", None), "text", None) or "")
-                        if letters >= self._stage.max_speculative_tokens * _LETTERS_PER_TOKEN:
+                        if letters >= self._stage.max_speculative_letters:
                             await self._settled.wait()
                 events.put_nowait(ConnectionError("it broke off"))
             except Exception as error:
@@ -378,32 +370,22 @@ class AnthropicLLM(AnthropicLLMService):
 
     async def _warm_up(self, context: LLMContext) -> None:
         try:
-            await asyncio.to_thread(_prepare_to_read_events)
+            await asyncio.to_thread(prepare_to_read_events)
             if self._engine is None:
-                # Costs no tokens, and leaves an open connection for the first turn.
-                once = self._client.with_options(max_retries=0, timeout=_CONNECT_SECS)
-                await once.models.retrieve(str(self._settings.model))
+                await open_connection(self._client, str(self._settings.model))
             else:
-                await self._cache_prompt(self._engine, context)
+                await self._locate()
+                request = await self._first_request(context)
+                await cache_prompt(self._client, request, self._engine.options.slots)
         except Exception as error:
             logger.warning(f"{self} is not warmed up: {self._describe(error)}")
 
-    async def _cache_prompt(self, engine: LlamaEngine, context: LLMContext) -> None:
-        """Have the prompt in every slot of llama.cpp, so that no turn has to read it first."""
+    async def _first_request(self, context: LLMContext) -> dict[str, Any]:
         begun = LLMContext(
             messages=[*context.get_messages(), {"role": "user", "content": "Hello."}],
             tools=context.tools,
         )
-        params: dict[str, Any] = {
-            "model": self._settings.model,
-            "max_tokens": 1,
-            **await self._get_llm_invocation_params(begun),
-        }
-        await self._locate()
-        # Requests that run at the same time take a slot each.
-        patient = self._client.with_options(timeout=_CACHE_PROMPT_SECS)
-        requests = [patient.messages.create(**params) for _ in range(engine.options.slots)]
-        await asyncio.gather(*requests)
+        return {"model": self._settings.model, **await self._get_llm_invocation_params(begun)}
 
     def _describe(self, error: Exception) -> str:
         return in_one_line(
@@ -415,14 +397,3 @@ class AnthropicLLM(AnthropicLLMService):
 
     def _classify_error(self, exception: Exception) -> ErrorCategory | None:
         return category_of(exception) or super()._classify_error(exception)
-
-
-def _prepare_to_read_events() -> None:
-    """Have pydantic prepare what the SDK reads events with.
-
-    Left alone it does so at the first event, on the event loop: 0.05 to 0.15 s in which nothing
-    else moves, just when the first answer begins.
-    """
-    union, *_ = get_args(BetaRawMessageStreamEvent)
-    for event in get_args(union):
-        event.model_rebuild()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from pipecat.adapters.llm.schemas.direct_function import DirectFunctionWrapper
 from pipecat.frames.frames import FunctionCallFromLLM
-from pipecat.services.llm_service import FunctionCallParams, LLMService
+from pipecat.services.llm_service import (
+    FunctionCallParams,
+    FunctionCallRegistryItem,
+    LLMService,
+)
 
 
 class EarlyTool:
@@ -21,6 +26,18 @@ class EarlyTool:
         """Stand for a handler, as Pipecat registers them."""
         self._handler = handler
         self._early: dict[str, asyncio.Task[list[Any]]] = {}
+
+    @classmethod
+    def among(
+        cls, functions: dict[str | None, FunctionCallRegistryItem], name: str
+    ) -> EarlyTool | None:
+        """The handler of that name among those registered, able to begin early from now on."""
+        item = functions.get(name)
+        if item is None:
+            return None
+        tool = item.handler if isinstance(item.handler, cls) else cls(item.handler)
+        functions[name] = replace(item, handler=tool)
+        return tool
 
     def begin(self, call: FunctionCallFromLLM, service: LLMService[Any]) -> asyncio.Task[Any]:
         """Make the call in a task of the service."""

@@ -15,6 +15,8 @@ from headstart.processors.settings import StageSettings
 
 _KEEPALIVE_SECS = 90.0
 """Turns are further apart than the 5 s for which the SDK keeps an idle connection."""
+_LETTERS_PER_TOKEN = 4
+"""Of English text. The pieces in which an API sends its text are not tokens."""
 
 
 class LLMSettings(StageSettings):
@@ -65,6 +67,11 @@ class LLMSettings(StageSettings):
         except UsageError as error:
             raise ValueError(str(error)) from error
         return url
+
+    @property
+    def max_speculative_letters(self) -> int:
+        """Letters at which an answer begun early pauses."""
+        return self.max_speculative_tokens * _LETTERS_PER_TOKEN
 
     @property
     def llama(self) -> LlamaOptions | None:
