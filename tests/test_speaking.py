@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -233,6 +234,33 @@ async def test_a_cancelled_request_ends_at_the_next_layer(monkeypatch: pytest.Mo
     monkeypatch.undo()
     assert len(await spoken(engine, "Next.")) > 0
     engine.close()
+
+
+async def test_a_cancelled_request_does_not_wait_for_the_end_of_a_long_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = KokoroEngine.load(KokoroOptions(engine="onnx"))
+    session, ticket = engine._backend._session, Ticket(Priority.SPECULATIVE)
+    in_a_layer, layer_ends = threading.Event(), threading.Event()
+
+    class LongLayer:
+        def run(self, *args: object) -> object:
+            in_a_layer.set()
+            layer_ends.wait()
+            return session.run(*args)
+
+    monkeypatch.setattr(engine._backend, "_session", LongLayer())
+    try:
+        async with asyncio.timeout(30):
+            speaking = asyncio.create_task(spoken(engine, SENTENCE, ticket=ticket))
+            await asyncio.to_thread(in_a_layer.wait)
+            ticket.cancel()
+            assert len(await speaking) == 0
+            monkeypatch.undo()
+            assert len(await spoken(engine, "Next.")) > 0
+    finally:
+        layer_ends.set()
+        engine.close()
 
 
 async def test_a_hundred_requests_at_once_are_all_spoken(kokoro: KokoroEngine) -> None:

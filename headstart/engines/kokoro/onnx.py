@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,8 @@ class OnnxKokoro:
             )
         except Exception as error:
             raise EngineError(f"onnxruntime cannot load {model}: {error}") from error
+        # One for the run that is wanted, one for the layer that another still has to end.
+        self._runs = ThreadPoolExecutor(2, thread_name_prefix="kokoro-onnx")
 
     def render(
         self,
@@ -61,27 +64,34 @@ class OnnxKokoro:
         abort: Abort,
     ) -> Rendering | None:
         """See `Backend.render`."""
-        run = onnxruntime.RunOptions()
-        abort.on_request(lambda: setattr(run, "terminate", True))
+        feed = {
+            "tokens": np.concatenate([[0], tokens, [0]])[None].astype(np.int64),
+            "style": style,
+            "speed": np.array([speed], np.float32),
+        }
+        options = onnxruntime.RunOptions()
+        unwanted: Future[None] = Future()
+
+        def break_off() -> None:
+            options.terminate = True
+            unwanted.set_result(None)
+
+        run = self._runs.submit(self._session.run, ["audio", _DURATIONS], feed, options)
+        abort.on_request(break_off)
+        # onnxruntime ends between two layers, and one of a long clause may take 0.1 s.
+        wait((run, unwanted), return_when=FIRST_COMPLETED)
+        if abort.requested:
+            return None
         try:
-            audio, durations = self._session.run(
-                ["audio", _DURATIONS],
-                {
-                    "tokens": np.concatenate([[0], tokens, [0]])[None].astype(np.int64),
-                    "style": style,
-                    "speed": np.array([speed], np.float32),
-                },
-                run,
-            )
+            audio, durations = run.result()
         except Exception as error:
-            if abort.requested:
-                return None
             raise EngineError(f"Kokoro failed: {error}") from error
         audio, skipped = trimmed(audio.reshape(-1) * _GAIN, pause)
         return Rendering(durations.reshape(-1).astype(np.int64), skipped, iter((audio,)))
 
     def close(self) -> None:
         """Release the session; a run under way ends first."""
+        self._runs.shutdown()
         self.__dict__.pop("_session", None)
 
 
