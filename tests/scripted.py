@@ -50,8 +50,7 @@ from headstart.errors import EngineError
 from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.pipeline.build import Built, build
 from headstart.pipeline.spec import PipelineSpec, Position, StageSpec
-from headstart.processors import llm
-from headstart.processors.llm import AnthropicLLM, LLMSettings
+from headstart.processors.llm import AnthropicLLM, LLMSettings, anthropic
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 _IN_RATE = 16_000
@@ -351,7 +350,7 @@ class World(BaseObserver):
         self.hub = _Hub(engines | (heard_with or {}))
         self.transport = MemoryTransport(on_played=self._played)
         # The script is its client; one of the SDK's would read certificates for 40 ms.
-        with patch.object(llm, "client_for", lambda _: object()):
+        with patch.object(anthropic, "client_for", lambda _: object()):
             self.built = build(_spec(stages, plain, bool(heard_with)), self.transport)
         self.llm = _stage(self.built, ScriptedLLM)
         self.frames: list[tuple[float, Frame]] = []
