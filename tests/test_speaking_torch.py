@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -284,6 +285,35 @@ async def test_a_clause_is_heard_in_pieces_and_understood(engine: KokoroEngine) 
     ]
     assert [word.text for word in pieces[0].words] == SENTENCE.split()
     assert not any(piece.words for piece in pieces[1:])
+
+
+def test_a_clause_under_way_keeps_little_of_what_its_pieces_took(
+    backend: TorchKokoro, voices: Voices
+) -> None:
+    """Else a hundred sessions that speak at once take gigabytes beside the one model."""
+    tokens = tokens_of(SENTENCE)
+    style = voices.style("af_heart", len(tokens))
+
+    def begun() -> Iterator[NDArray[np.float32]]:
+        rendering = backend.render(
+            tokens, style, voice="af_heart", speed=1.0, pause=0, abort=Abort()
+        )
+        assert rendering is not None
+        next(rendering.pieces)
+        return rendering.pieces
+
+    first = begun()
+    before = tensor_bytes()
+    others = [begun() for _ in range(3)]
+    assert (tensor_bytes() - before) / len(others) < 8e6
+    assert all(sum(map(len, clause)) for clause in (first, *others))
+
+
+def tensor_bytes() -> int:
+    """What all tensors of the process hold, a shared storage counted once."""
+    gc.collect()
+    storages = [held.untyped_storage() for held in gc.get_objects() if type(held) is torch.Tensor]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 async def test_a_voice_that_was_not_fitted_speaks_whole_clauses(engine: KokoroEngine) -> None:

@@ -54,7 +54,7 @@ class Flow:
         if self.last:
             parts.append(value.new_zeros(trail, value.shape[1]))
         whole = torch.cat(parts)
-        self._kept[name] = whole[max(0, len(whole) - keep) :]
+        self._keep(name, whole[max(0, len(whole) - keep) :])
         return whole
 
     def together(self, name: str, *values: Tensor) -> list[Tensor]:
@@ -68,8 +68,12 @@ class Flow:
             )
         steps = min(map(len, values))
         for number, value in enumerate(values):
-            self._kept[f"{name}:{number}"] = value[steps:]
+            self._keep(f"{name}:{number}", value[steps:])
         return [value[:steps] for value in values]
+
+    def _keep(self, name: str, steps: Tensor) -> None:
+        # A copy: a slice would keep the whole piece, 60 MB a clause with all the layers.
+        self._kept[name] = steps.clone()
 
     def count(self, name: str, steps: int) -> int:
         """How many steps passed here before these."""
