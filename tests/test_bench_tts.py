@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from headstart.bench.stolen import stolen_ms
 from headstart.bench.voice import (
     Cancellation,
+    Memory,
     Row,
     VoiceResults,
     chosen_texts,
@@ -125,7 +126,7 @@ def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
 
 def test_voices_take_turns_at_the_texts() -> None:
     def clauses(each: int | None) -> list[tuple[str, str]]:
-        return VoicePlan(["1", "2", "3"], ["a", "b", "c"], [], [], each, 1, 0, "").clauses
+        return VoicePlan(["1", "2", "3"], ["a", "b", "c"], [], [], each, 1, 100, 0, "").clauses
 
     assert clauses(2) == [("a", "1"), ("b", "1"), ("c", "2"), ("a", "2"), ("b", "3"), ("c", "3")]
     assert len(set(clauses(None))) == 9
@@ -136,9 +137,10 @@ async def test_both_services_speak_in_one_run_and_a_cancelled_request_ends(tmp_p
         texts=["Yes, of course."],
         voices=["af_heart"],
         engines=["onnx", "pipecat"],
-        parts=["speed", "cancelling"],
+        parts=["speed", "cancelling", "memory"],
         each=None,
         repeat=1,
+        sessions=5,
         seed=0,
         command="test",
     )
@@ -152,6 +154,13 @@ async def test_both_services_speak_in_one_run_and_a_cancelled_request_ends(tmp_p
         assert row.first_audible_ms >= row.first_chunk_ms > 0
     assert steps.count("") == plan.steps()
     assert {one.engine for one in run.results.cancellations} == {"onnx"}
+    memory = {one.engine: one for one in run.results.memory}
+    assert [(name, one.sessions, one.spoke) for name, one in memory.items()] == [
+        ("onnx", 5, 5),
+        ("pipecat", 4, 4),
+    ]
+    shared, own = ((one.silent_mb - one.one_mb) / (one.sessions - 1) for one in memory.values())
+    assert shared < 10 < 100 < own
 
 
 def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
@@ -175,6 +184,18 @@ def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
         machine={"cores": 2},
         rows=rows,
         cancellations=[Cancellation(engine="torch", after_ms=100, freed_ms=12)],
+        memory=[
+            Memory(
+                engine="torch",
+                text="Yes.",
+                sessions=100,
+                spoke=99,
+                one_mb=800,
+                silent_mb=820,
+                spoken_mb=1100,
+                most_mb=1200,
+            )
+        ],
     )
     write_voice_report(results, tmp_path)
     report = (tmp_path / "report.md").read_text()
@@ -185,5 +206,6 @@ def test_the_report_tells_speed_quality_and_cancelling(tmp_path: Path) -> None:
         in report
     )
     assert "| torch | 12 | 12 | 12 | 1 |" in report
+    assert "| torch | 100 | 99 | 800 | 820 | 1100 | 1200 |" in report
     assert (tmp_path / "first-audible.svg").read_text().startswith("<svg")
     assert VoiceResults.model_validate_json((tmp_path / "tts.json").read_text()) == results

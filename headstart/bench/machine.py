@@ -76,6 +76,15 @@ def usage() -> Usage:
     return Usage(cpu_s, rss_bytes / 1e6)
 
 
+def resident_mb() -> float:
+    """Memory of this process now; the most so far where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return usage().peak_rss_mb
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def _children(pid: int) -> Iterator[int]:
     """The children of a process, and theirs."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):

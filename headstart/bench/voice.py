@@ -59,6 +59,25 @@ class Cancellation(BaseModel):
     """From the cancellation until the worker was free."""
 
 
+class Memory(BaseModel):
+    """Resident memory of a process in which many sessions speak."""
+
+    engine: str
+    text: str
+    """What each said."""
+    sessions: int
+    spoke: int
+    """Sessions whose voice was heard."""
+    one_mb: float
+    """One session, after it spoke."""
+    silent_mb: float
+    """All sessions, one of which has spoken."""
+    spoken_mb: float
+    """After all spoke at once."""
+    most_mb: float
+    """At any time, loading included."""
+
+
 class VoiceResults(BaseModel):
     """Everything that is known after the benchmark."""
 
@@ -70,6 +89,7 @@ class VoiceResults(BaseModel):
     machine: dict[str, str | int | float]
     rows: list[Row] = []
     cancellations: list[Cancellation] = []
+    memory: list[Memory] = []
 
     def engines(self) -> list[str]:
         """The engines that were heard, in the order in which they were asked for."""

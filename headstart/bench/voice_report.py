@@ -78,6 +78,10 @@ def voice_tables(results: VoiceResults) -> list[Titled]:
     if results.cancellations:
         head = ["engine", "worker free after p50, ms", "p95", "most", "n"]
         found.append(("Cancelled inside a clause", head, _cancelling(results)))
+    if results.memory:
+        head = ["engine", "sessions", "of them heard", "one, MB", "the others silent, MB"]
+        head += ["all have spoken, MB", "most, MB"]
+        found.append((f"Memory: each says “{results.memory[0].text}”", head, _memory(results)))
     judged = [row for row in _once_each(results.rows) if row.lmd_db is not None]
     if judged:
         head = ["voice", "log-mel, dB", "floor, dB", "ratio", "level p50, dB", "most", "floor"]
@@ -152,6 +156,14 @@ def _cancelling(results: VoiceResults) -> Rows:
         freed = [one.freed_ms for one in results.cancellations if one.engine == engine]
         rows.append([engine, *_two(freed), _number(max(freed)), str(len(freed))])
     return rows
+
+
+def _memory(results: VoiceResults) -> Rows:
+    return [
+        [one.engine, str(one.sessions), str(one.spoke)]
+        + [f"{mb:.0f}" for mb in (one.one_mb, one.silent_mb, one.spoken_mb, one.most_mb)]
+        for one in results.memory
+    ]
 
 
 def _quality(name: str, rows: list[Row]) -> list[str]:

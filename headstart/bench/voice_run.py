@@ -1,11 +1,13 @@
-"""Runs a benchmark of voices: speed in random order, then quality, then cancellations."""
+"""Runs a benchmark of voices: speed in random order, cancellations, quality, memory."""
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -13,7 +15,9 @@ from datetime import UTC, datetime
 from headstart import assets
 from headstart.bench.machine import machine, versions
 from headstart.bench.voice import Cancellation, Row, VoiceResults
+from headstart.bench.voice_memory import measure, sessions_of
 from headstart.bench.voice_speed import line
+from headstart.cli.app import set_up_logging
 from headstart.engines import hub
 from headstart.engines.kokoro import KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
@@ -38,10 +42,12 @@ class VoicePlan:
     voices: Sequence[str]
     engines: Sequence[str]
     parts: Sequence[str]
-    """Of `speed`, `quality`, `cancelling`."""
+    """Of `speed`, `quality`, `cancelling`, `memory`."""
     each: int | None
     """Voices that speak each text, in turn; None: all of them."""
     repeat: int
+    sessions: int
+    """That speak at once, to measure memory."""
     seed: int
     command: str
 
@@ -67,6 +73,7 @@ class VoicePlan:
             ("speed" in self.parts) * clauses * self.repeat * len(self.engines)
             + ("quality" in self.parts) * ("torch" in self.engines) * clauses
             + ("cancelling" in self.parts) * len(self.ours) * len(_CANCEL_AFTER_MS)
+            + ("memory" in self.parts) * len(self.engines)
         )
 
 
@@ -101,6 +108,8 @@ class VoiceRun:
                 await self._cancelling()
             if "quality" in self.plan.parts and "torch" in self.plan.engines:
                 await self._quality()
+            if "memory" in self.plan.parts:
+                await self._memory()
         finally:
             self.results.duration_s = time.monotonic() - begun
 
@@ -157,6 +166,18 @@ class VoiceRun:
         finally:
             listener.close()
             backend.close()
+
+    async def _memory(self) -> None:
+        text, voice = self.plan.texts[0], self.plan.voices[0]
+        for name in self.plan.engines:
+            sessions = sessions_of(name, self.plan.sessions)
+            self.on_step(f"{sessions} sessions")
+            # A process of its own: this one holds other engines by now.
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, spawn, initializer=set_up_logging) as pool:
+                work = pool.submit(measure, name, sessions, text, voice)
+                self.results.memory.append(await asyncio.wrap_future(work))
+            self.on_step("")
 
     def _rows_of(self, voice: str, text: str) -> list[Row]:
         """The rows of torch for this clause; a new one if its speed was not measured."""

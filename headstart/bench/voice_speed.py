@@ -80,7 +80,7 @@ class Line:
         self._end = end
         self._voice = ""
 
-    async def speak(self, text: str, voice: str) -> Take:
+    async def speak(self, text: str, voice: str, limit_secs: float = _LONGEST_SECS) -> Take:
         """Say `text`; done when the service says that it is.
 
         Raises:
@@ -103,7 +103,7 @@ class Line:
         self._end.take = take = Take(time.monotonic())
         await self._worker.queue_frame(TTSSpeakFrame(text))
         try:
-            async with asyncio.timeout(_LONGEST_SECS):
+            async with asyncio.timeout(limit_secs):
                 await self._end.done.wait()
         except TimeoutError:
             raise EngineError(f"{self.engine} did not end to say {text[:40]!r}") from None

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from headstart.errors import HeadstartError, UsageError
 
 _ENGINES = ("torch", "onnx", "kmodel", "pipecat")
-_PARTS = ("speed", "quality", "cancelling")
+_PARTS = ("speed", "quality", "cancelling", "memory")
 
 
 def bench_tts(
@@ -42,19 +42,25 @@ def bench_tts(
         str, typer.Option(metavar="PARTS", help="Which parts of the measurement.")
     ] = ",".join(_PARTS),
     repeat: Annotated[int, typer.Option(min=1, help="How often each text is timed.")] = 1,
+    sessions: Annotated[
+        int, typer.Option(min=1, help="How many speak at once, to measure memory.")
+    ] = 100,
     seed: Annotated[int, typer.Option(help="Of the order, the noise and the intervals.")] = 0,
 ) -> None:
     """Measure how soon, how fast and how truly the voice speaks.
 
     Each engine speaks as a service in a Pipecat pipeline, on the same weights; `kmodel` is the
     network of Kokoro's authors, `pipecat` Pipecat's own KokoroTTSService. Quality compares
-    torch's streamed clauses with whole ones.
+    torch's streamed clauses with whole ones. Memory is that of a process in which many
+    sessions speak at once.
 
     [bold]Examples[/bold]
 
       headstart bench tts --out out/voice
 
       headstart bench tts --only quality --texts 100 --voices 10 --each 2 --out out/quality
+
+      headstart bench tts --only memory --sessions 100 --engines torch,onnx --out out/memory
     """
     from headstart import assets
     from headstart.bench.voice import chosen_texts, chosen_voices
@@ -82,7 +88,7 @@ def bench_tts(
     except OSError as error:
         raise HeadstartError(f"{out}: cannot be written ({error.strerror})") from None
     command = "headstart " + shlex.join(sys.argv[1:])
-    plan = VoicePlan(said, speakers, names, parts, each, repeat, seed, command)
+    plan = VoicePlan(said, speakers, names, parts, each, repeat, sessions, seed, command)
 
     bars = Progress(
         TextColumn("{task.description}"),
@@ -101,7 +107,7 @@ def bench_tts(
         try:
             asyncio.run(run.run())
         finally:
-            if run.results.rows or run.results.cancellations:
+            if run.results.rows or run.results.cancellations or run.results.memory:
                 write_voice_report(run.results, out)
     print_voice_summary(run.results, Console())
     typer.echo(f"wrote {out}/tts.json and report.md")

@@ -54,7 +54,7 @@ class Flow:
         if self.last:
             parts.append(value.new_zeros(trail, value.shape[1]))
         whole = torch.cat(parts)
-        self._keep(name, whole[max(0, len(whole) - keep) :])
+        self._kept[name] = whole[max(0, len(whole) - keep) :]
         return whole
 
     def together(self, name: str, *values: Tensor) -> list[Tensor]:
@@ -68,12 +68,21 @@ class Flow:
             )
         steps = min(map(len, values))
         for number, value in enumerate(values):
-            self._keep(f"{name}:{number}", value[steps:])
+            self._kept[f"{name}:{number}"] = value[steps:]
         return [value[:steps] for value in values]
 
-    def _keep(self, name: str, steps: Tensor) -> None:
-        # A copy: a slice would keep the whole piece, 60 MB a clause with all the layers.
-        self._kept[name] = steps.clone()
+    def pack(self) -> None:
+        """Let the piece go: what is kept are slices of all that the layers made, some 60 MB.
+
+        Together in one place, as a hundred clauses with 150 small ones each would leave the C
+        library with gaps that nothing fits into.
+        """
+        joined = torch.cat([steps.flatten() for steps in self._kept.values()])
+        parts = torch.split(joined, [steps.numel() for steps in self._kept.values()])
+        self._kept = {
+            name: part.view(steps.shape)
+            for (name, steps), part in zip(self._kept.items(), parts, strict=True)
+        }
 
     def count(self, name: str, steps: int) -> int:
         """How many steps passed here before these."""

@@ -281,6 +281,7 @@ class Stream:
         if read + _LOOKAHEAD >= len(self._x):
             read, self._flow.last = len(self._x), True
         wave = self._piece(self._x[self._read : read], self._flow)
+        self._flow.pack()
         self._read = read
         self.samples += len(wave)
         return wave
