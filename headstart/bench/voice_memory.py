@@ -38,6 +38,7 @@ async def _measure(engine: str, sessions: int, text: str, voice: str) -> Memory:
         lines += [await stack.enter_async_context(line(engine)) for _ in range(sessions - 1)]
         silent_mb = resident_mb()
         takes = await asyncio.gather(*(one.speak(text, voice, limit_secs) for one in lines))
+        spoken_mb = resident_mb()
         return Memory(
             engine=engine,
             text=text,
@@ -45,6 +46,6 @@ async def _measure(engine: str, sessions: int, text: str, voice: str) -> Memory:
             spoke=sum(bool(take.pieces) for take in takes),
             one_mb=one_mb,
             silent_mb=silent_mb,
-            spoken_mb=resident_mb(),
-            most_mb=usage().peak_rss_mb,
+            spoken_mb=spoken_mb,
+            most_mb=max(spoken_mb, usage().peak_rss_mb),
         )

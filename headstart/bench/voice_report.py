@@ -57,7 +57,8 @@ def voice_markdown(results: VoiceResults) -> str:
         "in random order. *First audible* is from handing over the text to the first sample "
         "beyond -40 dBFS, if audio is played as it comes; an *underrun* is a gap in that playback, "
         "*stolen* if the host gave processor time of this machine to others during that text. "
-        "The *floor* is what two whole clauses differ by whose noise differs.",
+        "The *floor* is what two whole clauses differ by whose noise differs. *Memory* is that of "
+        "a process for each engine, whose sessions all speak at once.",
     ]
     if results.engines():
         lines += ["", "![First audible sample](first-audible.svg)"]
