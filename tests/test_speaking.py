@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -196,6 +197,23 @@ async def test_leaving_early_frees_the_engine_for_the_next(kokoro: KokoroEngine)
     await pieces.aclose()
     assert len(await spoken(kokoro, "Next.")) > 0
     assert kokoro.statistics().cancelled > cancelled or kokoro.statistics().depth == 0
+
+
+async def test_the_real_time_factor_counts_the_work_and_not_the_waiting() -> None:
+    engine = KokoroEngine.load(KokoroOptions(engine="torch"))
+    assert engine.statistics().real_time_factor is None
+    begun = time.monotonic()
+    waits, hurries = Ticket(), Ticket(due=begun)
+    pieces = engine.speak(SENTENCE + " " + SENTENCE, ticket=waits)
+    speech = [await anext(pieces)]
+    waits.due = begun + 60  # so the other text is made between two pieces of this one
+    speech.append(await spoken(engine, SENTENCE, ticket=hurries))
+    speech.extend([piece async for piece in pieces])
+    took = time.monotonic() - begun
+    factor = engine.statistics().real_time_factor
+    assert factor is not None
+    assert 0.5 * took < factor * sum(map(len, speech)) / SAMPLE_RATE <= took
+    engine.close()
 
 
 async def test_committed_text_overtakes_speculative_text(kokoro: KokoroEngine) -> None:

@@ -35,13 +35,13 @@ app.add_typer(testing.app, name="testing")
 
 
 def set_up_logging() -> None:
-    """Only warnings and errors, to standard error, unless HEADSTART_LOG names another level."""
-    level = os.environ.get("HEADSTART_LOG", "WARNING").upper()
+    """Warnings, errors and what was decided for good, unless HEADSTART_LOG names another level."""
+    level = os.environ.get("HEADSTART_LOG", "SUCCESS").upper()
     logger.remove()
     try:
         logger.add(sys.stderr, level=level, format="<level>{level: <8}</level> {name}: {message}")
     except ValueError:
-        logger.add(sys.stderr, level="WARNING")
+        logger.add(sys.stderr, level="SUCCESS")
         logger.warning(f"HEADSTART_LOG={level} is no level; try DEBUG, INFO, WARNING or ERROR")
     if level not in ("DEBUG", "TRACE") and not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of the libraries below us are not the user's

@@ -61,7 +61,7 @@ def load_best(model: Path, voices: Voices, *, threads: int, memory: Path) -> Bac
         choice = decide(figures)
         best, other = (torch, onnx) if choice.engine == "torch" else (onnx, torch)
         other.close()
-    logger.info(f"Kokoro: {choice.engine}, because {choice.reason}")
+    logger.success(f"Kokoro: {choice.engine}, because {choice.reason}")
     if choice.engine == "torch" or not _busy():
         _remember(memory, key, choice)
     return best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ VOICES = "kokoro-voices"
 _SLOWEST, _FASTEST = 0.5, 2.0
 _CAPACITY = 256
 """Clauses that may wait: a hundred sessions that all speak at once, and then some."""
+_HISTORY = 512
+"""Texts over which the real-time factor is told."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,14 @@ class Speech:
     """Of the whole clause that begins with this piece; empty in its later pieces."""
 
 
+@dataclass(frozen=True)
+class KokoroStatistics(QueueStatistics):
+    """What the queue is doing and has done, and how fast the voice is."""
+
+    real_time_factor: float | None
+    """Seconds of work for a second of speech, over the last 512 texts; None before the first."""
+
+
 class KokoroEngine(Engine):
     """Speaks for all sessions, one clause at a time, committed text first."""
 
@@ -74,6 +85,8 @@ class KokoroEngine(Engine):
         self._voices = voices
         self._phonemizer = Phonemizer()
         self._queue = InferenceQueue("kokoro", capacity=_CAPACITY)
+        self._effort: deque[tuple[float, float]] = deque(maxlen=_HISTORY)
+        """Seconds of work and of speech, by text."""
         self.workload = Workload()
 
     @classmethod
@@ -88,7 +101,7 @@ class KokoroEngine(Engine):
         voices = Voices(assets.path(VOICES))
         begun = time.monotonic()
         engine = cls(_backend(options, model, voices), voices)
-        for _ in engine._pieces("Ready.", voices.names[0], 1.0, Abort()):
+        for _ in engine._clauses("Ready.", voices.names[0], 1.0, Abort()):
             pass
         logger.info(
             f"Kokoro speaks through {engine._backend.name}, ready in "
@@ -171,9 +184,11 @@ class KokoroEngine(Engine):
         finally:
             abort.request()
 
-    def statistics(self) -> QueueStatistics:
-        """What the queue is doing and has done."""
-        return self._queue.statistics()
+    def statistics(self) -> KokoroStatistics:
+        """What the queue is doing and has done, and how fast the voice is."""
+        worked, spoken = (sum(secs) for secs in zip((0.0, 0.0), *self._effort, strict=True))
+        factor = worked / spoken if spoken else None
+        return KokoroStatistics(**vars(self._queue.statistics()), real_time_factor=factor)
 
     def close(self) -> None:
         """End the queue and release the model."""
@@ -181,7 +196,18 @@ class KokoroEngine(Engine):
         self._backend.close()
 
     def _pieces(self, text: str, voice: str, speed: float, abort: Abort) -> Iterator[Speech]:
-        """The speech of a text; runs on the queue's thread."""
+        """The speech of a text, timed; runs on the queue's thread."""
+        worked, samples, begun = 0.0, 0, time.monotonic()
+        for piece in self._clauses(text, voice, speed, abort):
+            worked += time.monotonic() - begun
+            samples += len(piece.samples)
+            yield piece
+            begun = time.monotonic()
+        if samples and not abort.requested:
+            worked += time.monotonic() - begun
+            self._effort.append((worked, samples / SAMPLE_RATE))
+
+    def _clauses(self, text: str, voice: str, speed: float, abort: Abort) -> Iterator[Speech]:
         for clause in self._phonemizer.clauses(text, voice):
             tokens = np.array([DEFAULT_VOCAB[phoneme] for phoneme in clause.phonemes], np.int64)
             rendering = self._backend.render(

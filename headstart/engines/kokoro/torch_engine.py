@@ -82,11 +82,6 @@ class TorchKokoro:
         self._predictor = NormPredictor.shipped()
         self._pace = pace or Pace()
 
-    @property
-    def speed_factor(self) -> float:
-        """Seconds of computing for a second of audio, in the generator, as measured lately."""
-        return self._pace.frame_secs * SAMPLE_RATE / FRAME
-
     def render(
         self,
         tokens: NDArray[np.int64],
