@@ -289,6 +289,7 @@ def check(world: World) -> None:
     lag=st.just(0) | st.integers(0, 40),
     policy=st.sampled_from(["eager", "eager", "confident", "final"]),
     min_silence_secs=st.sampled_from([0.0, 0.8]),
+    turn_silence_secs=st.sampled_from([0.0, 0.0, 0.5, 1.0]),
 )
 def test_the_invariants_hold_whatever_happens_when(
     steps: list[Step],
@@ -298,6 +299,7 @@ def test_the_invariants_hold_whatever_happens_when(
     lag: int,
     policy: str,
     min_silence_secs: float,
+    turn_silence_secs: float,
 ) -> None:
     trigger = {"policy": policy, "min_silence_secs": min_silence_secs}
     check(
@@ -307,7 +309,7 @@ def test_the_invariants_hold_whatever_happens_when(
             verdicts or [],
             lag,
             trigger=EAGER | {"require_complete": complete} | trigger,
-            turn={"smart_turn": verdicts is not None},
+            turn={"smart_turn": verdicts is not None, "min_silence_secs": turn_silence_secs},
         )
     )
 
@@ -493,6 +495,30 @@ def test_a_turn_without_an_early_answer_does_not_wait() -> None:
     (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)
     (end, _), *_ = world.of(UserStoppedSpeakingFrame)
     assert end == stop
+
+
+def test_a_turn_may_be_asked_to_wait_for_silence_whether_it_is_answered_early_or_not() -> None:
+    """An answer begun while it waits, of which the trigger asks more, is not let out sooner."""
+    patient = {"turn": {"smart_turn": False, "min_silence_secs": 0.5}}
+    final_only = PAUSE["trigger"] | {"policy": "final"}
+    for stages, model, waited in (
+        ({"trigger": None}, Model.FAST, 0.5),
+        (PAUSE, Model.FAILS, 0.5),
+        (PAUSE, Model.FAST, 0.7),
+        ({"trigger": final_only}, Model.FAST, 0.7),
+    ):
+        for silence in (("silence", 3.0), ("wait", 3.0)):
+            world = talk([*ASKED, *ENDED[:2], silence], model, **(patient | stages))
+            (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)
+            (end, _), *_ = world.of(UserStoppedSpeakingFrame)
+            assert end == pytest.approx(stop + waited - 0.2), (stages, silence)
+
+
+def test_a_turn_that_waits_for_silence_goes_on_when_the_user_does() -> None:
+    turn = {"smart_turn": False, "min_silence_secs": 0.7}
+    breath: list[Step] = [*ENDED[:2], ("silence", 0.4)]
+    world = talk([*ASKED, *breath, *ASKED, *ENDED], trigger=None, turn=turn)
+    assert world.llm.requests[0].question == f"{ASK} {ASK}"
 
 
 def test_no_answer_begins_early_while_another_session_waits_for_the_models() -> None:

@@ -59,6 +59,8 @@ class TurnSettings(StageSettings):
     silence_secs: float = Field(default=2.0, gt=0)
     """Silence, in seconds, that ends the turn even if the user does not sound finished at all;
     at half the threshold, half of it does."""
+    min_silence_secs: float = Field(default=0.0, ge=0)
+    """Silence, in seconds, before which no turn ends, finished as it may sound."""
     final_timeout_secs: float = Field(default=2.0, gt=0)
     """Silence, in seconds, after which the turn no longer waits for a final transcript."""
 
@@ -116,10 +118,12 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         self._words: list[str] = []
         """The final texts of the turn so far."""
         self.trigger: TriggerPolicy | None = None
+        self._early_silence_secs = 0.0
+        """Silence before which no early answer is let out."""
         self._confirmed: int | None = None
         """The attempt that answers the last turn."""
         self._waiting: asyncio.Task[None] | None = None
-        """For enough silence to let an early answer out."""
+        """For enough silence to end the turn."""
         self._waits_since: float | None = None
         self._why_not = ""
         """Why the trigger waits, as it was logged last."""
@@ -134,7 +138,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
             min_silence_secs: Silence before which none of them is let out.
         """
         self.trigger = trigger
-        self._min_silence_secs = min_silence_secs
+        self._early_silence_secs = min_silence_secs
 
     def answer_cut(self, interruption: int) -> None:
         """An interruption is on its way to whatever is being said."""
@@ -288,9 +292,17 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
 
     def _ends_now(self, ending: Ending | None) -> bool:
         """Whether the turn is to end, and not to wait for enough silence."""
-        if ending is None or self.trigger is None or not self.trigger.keeps(self._text):
-            return ending is not None
-        return not self.end.voice_heard and self.end.silent_secs >= self._min_silence_secs
+        asked = self._asked_secs
+        return ending is not None and (
+            asked is None or (not self.end.voice_heard and self.end.silent_secs >= asked)
+        )
+
+    @property
+    def _asked_secs(self) -> float | None:
+        """Silence before which the turn does not end, whatever has been decided; None: any."""
+        if self.trigger is not None and self.trigger.keeps(self._text):
+            return max(self._early_silence_secs, self._settings.min_silence_secs)
+        return self._settings.min_silence_secs or None
 
     async def _act(self, ending: Ending | None, *, waited: bool = False) -> None:
         if ending is None:
@@ -322,7 +334,10 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         return " ".join(self._words)
 
     async def _wait(self) -> None:
-        await asyncio.sleep(self._min_silence_secs - self.end.silent_secs)
+        clock = asyncio.get_running_loop().time
+        since = clock() - self.end.silent_secs
+        while (until := since + (self._asked_secs or 0.0)) > clock():
+            await asyncio.sleep(until - clock())  # an answer begun meanwhile may ask for more
         self._waiting = None  # what is to be done then is not to be cancelled
         if not self.end.voice_heard:
             await self._act(self.end.due, waited=True)
