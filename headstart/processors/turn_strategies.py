@@ -336,8 +336,9 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
     async def _wait(self) -> None:
         clock = asyncio.get_running_loop().time
         since = clock() - self.end.silent_secs
-        while (until := since + (self._asked_secs or 0.0)) > clock():
-            await asyncio.sleep(until - clock())  # an answer begun meanwhile may ask for more
+        # An answer begun meanwhile may ask for more; time itself is what is waited for.
+        while (until := since + (self._asked_secs or 0.0)) > clock():  # noqa: ASYNC110
+            await asyncio.sleep(until - clock())
         self._waiting = None  # what is to be done then is not to be cancelled
         if not self.end.voice_heard:
             await self._act(self.end.due, waited=True)

@@ -45,8 +45,8 @@ class TriggerSettings(StageSettings):
     """Least score (0..1) of Smart Turn that counts as finished."""
     min_silence_secs: float = Field(default=0.8, ge=0)
     """Silence, in seconds, before which no early answer is let out, so that it does not cut in
-    when the user only takes a breath. A turn without one ends when it ends, unless the `turn` stage has a
-    `min_silence_secs` of its own."""
+    when the user only takes a breath. A turn without one ends when it ends, unless the
+    `turn` stage has a `min_silence_secs`, too."""
     keep_extended: bool = True
     """Whether fillers and closers ("um", "please") that come later leave the answer valid."""
     max_per_turn: int = Field(default=3, ge=1)
