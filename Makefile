@@ -12,7 +12,7 @@ help:
 	@echo "make clean   remove what the above made"
 
 demo: $(VENV)/.installed
-	$(BIN)/headstart run local --wav samples/speech/medium-france.wav samples/speech/pause-moon.wav --out out/demo
+	$(BIN)/headstart run early --wav samples/speech/medium-france.wav samples/speech/pause-moon.wav --out out/demo
 
 test: $(VENV)/.tested
 	$(BIN)/headstart models pull

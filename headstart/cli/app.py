@@ -16,7 +16,7 @@ from headstart.cli import bench, bench_tts, check, models, run, stages, testing
 app = typer.Typer(
     name="headstart",
     help="Voice agents that begin to answer at human turn-taking speed.",
-    epilog="Try:  headstart run local --wav samples/speech/medium-france.wav --out out/demo",
+    epilog="Try:  headstart run early --wav samples/speech/medium-france.wav --out out/demo",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
