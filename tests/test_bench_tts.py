@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,11 @@ def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="knows English only"):
         chosen_voices("ff_siwis", ["af_heart", "ff_siwis"])
     assert chosen_voices("1", ["af_heart", "ff_siwis"]) == ["af_heart"]
+
+
+def test_no_package_of_the_stock_pipeline_is_needed_to_measure_voices() -> None:
+    without = "import sys; sys.modules['faster_whisper'] = None; import headstart.bench.voice_run"
+    subprocess.run([sys.executable, "-c", without], check=True)
 
 
 def test_voices_take_turns_at_the_texts() -> None:

@@ -10,7 +10,12 @@ from headstart.pipeline.session import Session
 from headstart.pipeline.spec import PipelineSpec
 from headstart.processors.audio_end import InputAudioEnd
 
-_MODULES = ("pipecat.", "headstart.bench.stock:", "headstart.bench.silent:")
+_MODULES = (
+    "pipecat.",
+    "headstart.bench.stock:",
+    "headstart.bench.stock_voice:",
+    "headstart.bench.silent:",
+)
 
 
 def is_stock(spec: PipelineSpec) -> bool:

@@ -23,7 +23,6 @@ from headstart.engines.kokoro import KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
 from headstart.engines.kokoro.voices import Voices
 from headstart.engines.queue import Priority, Ticket
-from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.processors.tts import KokoroSettings
 
 _WARM_UP = "This is only to warm up, so that nothing is measured that happens once."
@@ -150,6 +149,7 @@ class VoiceRun:
     async def _quality(self) -> None:
         from headstart.bench.voice_quality import FixedPace, Judge
         from headstart.engines.kokoro.torch_engine import TorchKokoro
+        from headstart.engines.whisper import WhisperEngine, WhisperOptions
 
         self.on_step("loading the judge")
         pace = FixedPace()

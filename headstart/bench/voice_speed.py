@@ -27,7 +27,7 @@ from pipecat.services.tts_service import TTSService
 from pipecat.transcriptions.language import Language
 from pipecat.workers.runner import WorkerRunner
 
-from headstart.bench import stock
+from headstart.bench.stock_voice import KokoroTTS as PipecatsKokoroTTS
 from headstart.bench.stolen import stolen_ms
 from headstart.bench.voice import Row
 from headstart.engines.kokoro import SAMPLE_RATE
@@ -143,7 +143,7 @@ async def line(engine: str) -> AsyncIterator[Line]:
     """A voice in a pipeline, ready to speak: `torch`, `onnx`, `kmodel` or `pipecat`."""
     stage: TTSService
     if engine == "pipecat":
-        stage = stock.KokoroTTS()
+        stage = PipecatsKokoroTTS()
     else:
         stage = KokoroTTS(KokoroSettings.model_validate({"engine": engine}))
     end, started = _End(), asyncio.Event()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
@@ -45,7 +47,7 @@ class KokoroOptions:
     """What runs the network; `auto` takes the faster one of onnx and torch. `kmodel` is the
     authors' package, a whole clause at a time; torch means it where there is a CUDA card."""
     threads: int = 2
-    """Of one clause's computation."""
+    """Of one clause's computation; no more than there are cores."""
 
 
 @dataclass(frozen=True)
@@ -240,10 +242,16 @@ def _times(clause: Clause, durations: NDArray[np.int64], skipped: int) -> tuple[
 
 
 def _backend(options: KokoroOptions, model: Path, voices: Voices) -> Backend:
+    threads = min(options.threads, _cores())
     if options.engine == "auto":
         memory = assets.cache().root / "kokoro-engine.json"
-        return load_best(model, voices, threads=options.threads, memory=memory)
-    return load(options.engine, model, threads=options.threads)
+        return load_best(model, voices, threads=threads, memory=memory)
+    return load(options.engine, model, threads=threads)
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def model_file(folder: Path) -> Path:

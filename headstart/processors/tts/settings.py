@@ -41,7 +41,7 @@ class KokoroSettings(StageSettings):
     `kmodel` is the authors' package, a whole clause at a time; torch means it on a CUDA card."""
 
     threads: int = Field(default=2, ge=1)
-    """Threads of the process for one clause, shared by all sessions."""
+    """Threads of the process for one clause, shared by all sessions; no more than cores."""
 
 
 @dataclass
