@@ -38,12 +38,12 @@ from pipecat.workers.runner import WorkerRunner
 
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.clauses import ClauseSplitter
 from headstart.engines.kokoro.phonemes import MAX_PHONEMES, Phonemizer
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError, UsageError
 from headstart.processors.tts import KokoroSettings, KokoroTTS
-from headstart.processors.tts.clauses import ClauseSplitter
 from headstart.processors.tts.settings import KokoroLiveSettings
 from headstart.processors.tts.spoken import as_spoken
 
@@ -158,12 +158,27 @@ async def test_speech_begins_at_once_and_ends_soon(kokoro: KokoroEngine) -> None
 
 
 async def test_words_are_timed_in_order_within_the_audio(kokoro: KokoroEngine) -> None:
-    pieces = [piece async for piece in kokoro.speak_words(SENTENCE)]
-    times = [word.start_secs for piece in pieces for word in piece.words]
-    assert [word.text for piece in pieces for word in piece.words] == SENTENCE.split()
+    times, words, secs = [], [], 0.0
+    async for piece in kokoro.speak_words(SENTENCE):
+        times += [secs + word.start_secs for word in piece.words]
+        words += [word.text for word in piece.words]
+        secs += len(piece.samples) / SAMPLE_RATE
+    assert words == SENTENCE.split()
     assert times == sorted(times)
     assert 0 <= times[0] < 0.2
-    assert times[-1] < sum(len(piece.samples) for piece in pieces) / SAMPLE_RATE
+    assert times[-1] < secs
+
+
+async def test_a_long_sentence_is_heard_from_its_first_clause_on_unless_it_shall_stay_whole(
+    kokoro: KokoroEngine,
+) -> None:
+    async def clauses(**how: Any) -> list[list[str]]:
+        pieces = kokoro.speak_words(f'<speak rate="slow, or so">{SENTENCE}</speak>', **how)
+        return [[word.text for word in piece.words] async for piece in pieces]
+
+    words = SENTENCE.split()
+    assert await clauses() == [words[:6], words[6:]]
+    assert await clauses(cut=False) == [words]
 
 
 async def test_a_faster_voice_takes_less_time(kokoro: KokoroEngine) -> None:
@@ -187,6 +202,15 @@ async def test_a_wrong_voice_gets_the_nearest_right_ones(kokoro: KokoroEngine) -
 async def test_a_foreign_script_is_refused_with_the_reason(kokoro: KokoroEngine) -> None:
     with pytest.raises(UsageError, match="af_heart speaks American English and cannot read"):
         await spoken(kokoro, "Привет, мир")
+
+
+async def test_single_foreign_words_are_left_out_wherever_the_text_is_cut(
+    kokoro: KokoroEngine,
+) -> None:
+    pieces = kokoro.speak_words("Say it to him now:\nпривет\nand then go home.")
+    assert [word.text async for piece in pieces for word in piece.words] == (
+        "Say it to him now: and then go home.".split()
+    )
 
 
 async def test_leaving_early_frees_the_engine_for_the_next(kokoro: KokoroEngine) -> None:

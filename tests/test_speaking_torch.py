@@ -276,7 +276,7 @@ def test_every_english_voice_can_stream(voices: Voices) -> None:
 
 async def test_a_clause_is_heard_in_pieces_and_understood(engine: KokoroEngine) -> None:
     whisper = WhisperEngine.load(WhisperOptions())
-    pieces = [piece async for piece in engine.speak_words(SENTENCE, voice="bf_emma")]
+    pieces = [piece async for piece in engine.speak_words(SENTENCE, voice="bf_emma", cut=False)]
     audio = np.concatenate([piece.samples for piece in pieces])
     heard = await whisper.transcribe(soxr.resample(audio, SAMPLE_RATE, 16_000).astype(np.float32))
     whisper.close()

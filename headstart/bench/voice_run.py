@@ -90,7 +90,7 @@ class VoiceRun:
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             seed=self.plan.seed,
             versions=versions(),
-            machine=machine(),
+            machine=machine() | _card(),
         )
 
     async def run(self) -> None:
@@ -137,7 +137,8 @@ class VoiceRun:
                 ticket = Ticket(Priority.SPECULATIVE)
                 asyncio.get_running_loop().call_later(after_ms / 1000, ticket.cancel)
                 begun = time.monotonic()
-                async for _ in engine.speak(_LONG, voice=self.plan.voices[0], ticket=ticket):
+                voice = self.plan.voices[0]
+                async for _ in engine.speak(_LONG, voice=voice, ticket=ticket, cut=False):
                     pass
                 freed_ms = 1000 * (time.monotonic() - begun) - after_ms
                 if ticket.cancelled:
@@ -190,6 +191,13 @@ class VoiceRun:
             found = [Row(engine="torch", voice=voice, text=text, words=len(text.split()))]
             self.results.rows += found
         return found
+
+
+def _card() -> dict[str, str | int | float]:
+    """The graphics card that torch would use."""
+    import torch
+
+    return {"cuda": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _options(engine: str) -> KokoroOptions:

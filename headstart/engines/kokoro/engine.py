@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from headstart import assets
 from headstart.engines.hub import Engine
 from headstart.engines.kokoro.backend import FRAME, Abort, Backend
 from headstart.engines.kokoro.choose import load, load_best
+from headstart.engines.kokoro.clauses import ClauseSplitter
 from headstart.engines.kokoro.phonemes import Clause, Phonemizer
 from headstart.engines.kokoro.silence import SAMPLE_RATE, pause_after
 from headstart.engines.kokoro.voices import Voices
@@ -103,7 +104,8 @@ class KokoroEngine(Engine):
         voices = Voices(assets.path(VOICES))
         begun = time.monotonic()
         engine = cls(_backend(options, model, voices), voices)
-        for _ in engine._clauses("Ready.", voices.names[0], 1.0, Abort()):
+        voice = voices.names[0]
+        for _ in engine._spoken(engine._clauses("Ready.", voice, False), voice, 1.0, Abort()):
             pass
         logger.info(
             f"Kokoro speaks through {engine._backend.name}, ready in "
@@ -147,11 +149,20 @@ class KokoroEngine(Engine):
         voice: str = "af_heart",
         speed: float = 1.0,
         ticket: Ticket | None = None,
+        cut: bool = True,
     ) -> AsyncGenerator[NDArray[np.float32]]:
         """Speak `text`; yields audio (mono, 24 kHz, shape (samples,)) as it is made.
 
         Text without a letter or digit yields nothing. Leaving the loop early, or cancelling
         the ticket, stops the computation inside the clause.
+
+        Args:
+            text: Plain text; tags, emoji and fenced code are left out.
+            voice: Whose voice, see `voices`.
+            speed: 0.5 to 2; 1 is the voice's own.
+            ticket: Priority, and a way to cancel.
+            cut: Whether a sentence is cut into clauses, of which the first is short, so that
+                something is heard soon. Not to be done to what is one such clause already.
 
         Raises:
             UsageError: No such voice, a bad speed, or text in a foreign script.
@@ -160,7 +171,7 @@ class KokoroEngine(Engine):
                 package that is not installed.
         """
         async with aclosing(
-            self.speak_words(text, voice=voice, speed=speed, ticket=ticket)
+            self.speak_words(text, voice=voice, speed=speed, ticket=ticket, cut=cut)
         ) as pieces:
             async for piece in pieces:
                 yield piece.samples
@@ -172,6 +183,7 @@ class KokoroEngine(Engine):
         voice: str = "af_heart",
         speed: float = 1.0,
         ticket: Ticket | None = None,
+        cut: bool = True,
     ) -> AsyncGenerator[Speech]:
         """As `speak`, with the times of the words. Raises the same."""
         self.check(voice, speed)
@@ -179,7 +191,7 @@ class KokoroEngine(Engine):
         try:
             with self.workload.holding(ticket), ticket.on_cancel(abort.request):
                 async with aclosing(
-                    self._queue.stream(lambda: self._pieces(text, voice, speed, abort), ticket)
+                    self._queue.stream(lambda: self._pieces(text, voice, speed, abort, cut), ticket)
                 ) as pieces:
                     async for piece in pieces:
                         yield piece
@@ -197,10 +209,12 @@ class KokoroEngine(Engine):
         self._queue.close()
         self._backend.close()
 
-    def _pieces(self, text: str, voice: str, speed: float, abort: Abort) -> Iterator[Speech]:
+    def _pieces(
+        self, text: str, voice: str, speed: float, abort: Abort, cut: bool
+    ) -> Iterator[Speech]:
         """The speech of a text, timed; runs on the queue's thread."""
         worked, samples, begun = 0.0, 0, time.monotonic()
-        for piece in self._clauses(text, voice, speed, abort):
+        for piece in self._spoken(self._clauses(text, voice, cut), voice, speed, abort):
             worked += time.monotonic() - begun
             samples += len(piece.samples)
             yield piece
@@ -209,8 +223,15 @@ class KokoroEngine(Engine):
             worked += time.monotonic() - begun
             self._effort.append((worked, samples / SAMPLE_RATE))
 
-    def _clauses(self, text: str, voice: str, speed: float, abort: Abort) -> Iterator[Speech]:
-        for clause in self._phonemizer.clauses(text, voice):
+    def _clauses(self, text: str, voice: str, cut: bool) -> Iterator[Clause]:
+        text = self._phonemizer.readable(text, voice)
+        for part in ClauseSplitter().cut(text) if cut else [text]:
+            yield from self._phonemizer.clauses(part, voice)
+
+    def _spoken(
+        self, clauses: Iterable[Clause], voice: str, speed: float, abort: Abort
+    ) -> Iterator[Speech]:
+        for clause in clauses:
             tokens = np.array([DEFAULT_VOCAB[phoneme] for phoneme in clause.phonemes], np.int64)
             rendering = self._backend.render(
                 tokens,

@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headstart.engines.kokoro.pair import Pair
+
 CHANNELS = 512
 """Of the generator's input."""
 MAIN = 128
@@ -29,6 +31,8 @@ PROJECTIONS = 1024
 """Of each kind of window."""
 STYLE = 128
 """Numbers in a style."""
+_LATE = (1, 3)
+"""Kinds of window that the helper sees to."""
 _PITCHES_HZ = np.geomspace(60, 450, 16)
 _ENERGIES = np.linspace(-9.7, 9.1, 12)
 """Where energy mostly is: 1st to 99th percentile of the sentences of the fit."""
@@ -43,8 +47,9 @@ _ENOUGH = 128
 class NormPredictor:
     """Predicts the statistics of a clause for the voices that it was fitted on."""
 
-    def __init__(self, data: dict[str, NDArray[np.generic]]) -> None:
-        """Use the arrays that `fit` has written."""
+    def __init__(self, data: dict[str, NDArray[np.generic]], pair: Pair | None = None) -> None:
+        """Use the arrays that `fit` has written; `pair` shares the work."""
+        self._pair = pair or Pair(1)
 
         def tensor(name: str) -> Tensor:
             return torch.from_numpy(data[name].astype(np.float32))
@@ -60,19 +65,20 @@ class NormPredictor:
         self._glance = (tensor("glance") * tensor("glance_step") / scale).t().contiguous()
         self._own = tensor("own") * tensor("own_step")
         self._offsets = tensor("offsets")
-        self._outward = tensor("outward") * tensor("outward_step")
+        outward = tensor("outward") * tensor("outward_step")
+        self._outward = [half.contiguous() for half in outward.chunk(2, dim=1)]
         self._features = Features(
-            tensor("input_middle"), tensor("input_scale"), tensor("input_main")
+            tensor("input_middle"), tensor("input_scale"), tensor("input_main"), self._pair
         )
 
     @classmethod
-    def shipped(cls) -> NormPredictor | None:
+    def shipped(cls, pair: Pair | None = None) -> NormPredictor | None:
         """The predictor that comes with the package; None where it has been left out."""
         file = files("headstart.engines.kokoro") / "norms.npz"
         if not file.is_file():
             return None
         with file.open("rb") as stream, np.load(stream) as data:
-            return cls(dict(data))
+            return cls(dict(data), pair)
 
     def knows(self, voice: str) -> bool:
         """Whether it was fitted on the voice."""
@@ -93,7 +99,11 @@ class NormPredictor:
         number = self._voices[voice]
         seen = self._features.of(x, pitch, energy, style) - self._middle
         found = self._inward @ seen + (self._glance @ seen) @ self._own[number]
-        shift, growth = ((found - self._offsets[number]) @ self._outward).chunk(2)
+        found = found - self._offsets[number]
+        # 23 MB of weights pass by for these two products: each thread reads half of them.
+        shift, growth = self._pair.both(
+            lambda: found @ self._outward[0], lambda: found @ self._outward[1]
+        )
         return (
             self._means[number] + shift * self._deviations[number],
             self._variances[number] * torch.exp(growth),
@@ -103,14 +113,18 @@ class NormPredictor:
 class Features:
     """What the regression sees of a clause."""
 
-    def __init__(self, middle: Tensor, scale: Tensor, main: Tensor) -> None:
+    def __init__(
+        self, middle: Tensor, scale: Tensor, main: Tensor, pair: Pair | None = None
+    ) -> None:
         """Set what is usual.
 
         Args:
             middle: Mean of each channel of the generator's input, shape (512,).
             scale: Their standard deviation.
             main: Directions in which they vary most, in these units; shape (512, 128).
+            pair: Shares the work.
         """
+        self._pair = pair or Pair(1)
         self._main = main / scale[:, None]
         self._main_middle = -(middle @ self._main)
         # A legacy generator, because its numbers are promised to stay the same for ever.
@@ -131,6 +145,10 @@ class Features:
 
     def of(self, x: Tensor, pitch: Tensor, energy: Tensor, style: Tensor) -> Tensor:
         """Averages over the clause, and its style; shape (5308,). Arguments as for `predict`."""
+        main = torch.addmm(self._main_middle, x, self._main)
+        # Half of the projections are about as much work as everything else.
+        late = self._pair.start(lambda: [self._bent(main, kind) for kind in _LATE])
+        early = {kind: self._bent(main, kind) for kind in range(len(WINDOWS)) if kind not in _LATE}
         voiced = (pitch > _UNVOICED_HZ).float()
         log_pitch = pitch.clamp_min(40).log()
         heights = _shares(log_pitch, self._pitches) * voiced[:, None]
@@ -139,11 +157,12 @@ class Features:
         mean = x.mean(0)
         # `std_mean` over the frames takes twice as long.
         deviation = (x - mean).square_().sum(0).div_(max(1, len(x) - 1)).sqrt_()
+        bent = early | dict(zip(_LATE, late.result(), strict=True))
         return torch.cat(
             [
                 mean,
                 deviation.clamp_min(1e-4).log(),
-                *self._bent(x),
+                *(bent[kind] for kind in range(len(WINDOWS))),
                 heights.mean(0),
                 loudness.mean(0),
                 (loudness * voiced[:, None]).mean(0),
@@ -160,16 +179,18 @@ class Features:
             ]
         )
 
-    def _bent(self, x: Tensor) -> list[Tensor]:
-        """The averages of what is left of random projections where they are positive."""
-        main = torch.addmm(self._main_middle, x, self._main)
-        averages = []
-        for window, (weights, bias) in zip(WINDOWS, self._kinks, strict=True):
-            starts = max(1, len(main) - window[-1])
-            first = torch.arange(0, starts, max(2, starts // _ENOUGH))
-            seen = torch.cat([main[(first + n).clamp_max(len(main) - 1)] for n in window], 1)
-            averages.append(torch.addmm(bias, seen, weights).relu_().mean(0))
-        return averages
+    def _bent(self, main: Tensor, kind: int) -> Tensor:
+        """The average of what is left of random projections where they are positive.
+
+        Args:
+            main: The input in its main directions; shape (frames, 128).
+            kind: Of window, which has projections of its own.
+        """
+        window, (weights, bias) = WINDOWS[kind], self._kinks[kind]
+        starts = max(1, len(main) - window[-1])
+        first = torch.arange(0, starts, max(2, starts // _ENOUGH))
+        seen = torch.cat([main[(first + n).clamp_max(len(main) - 1)] for n in window], 1)
+        return torch.addmm(bias, seen, weights).relu_().mean(0)
 
 
 GROUPS = (

@@ -1,37 +1,23 @@
-"""Text to the phonemes that Kokoro was trained on, through espeak.
+"""Text to clauses of the phonemes that Kokoro was trained on.
 
-Punctuation stays where it is, because it shapes the melody. The mapping from espeak's
-phonemes to Kokoro's is misaki's (`misaki.espeak`), which imports neither spaCy nor torch.
+Punctuation stays where it is, because it shapes the melody. What turns the words between it into
+phonemes is in `g2p`.
 """
 
 from __future__ import annotations
 
 import re
-import threading
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
-from kokoro_onnx.config import DEFAULT_VOCAB
-
-from headstart.engines.kokoro.wording import (
-    NBSP,
-    spoken_english,
-    without_markup,
-    without_pictures,
-)
-from headstart.errors import EngineError, UsageError
+from headstart.engines.kokoro.g2p import MARKS, Converter, Language, converter_of, language_of
+from headstart.engines.kokoro.wording import spoken_english, without_markup, without_pictures
+from headstart.errors import UsageError
 
 MAX_PHONEMES = 500
 """In one clause; the model takes 510, and a word or two may follow the last cut."""
 
-_ESPEAK = threading.Lock()
-"""espeak keeps global state: one caller at a time in the whole process."""
-
-_MARKS = ';:,.!?—…"()“”'
 _SENTENCE_END = ".!?…"
 _EQUIVALENTS = str.maketrans(
     {
@@ -41,7 +27,7 @@ _EQUIVALENTS = str.maketrans(
         "¡": "", "¿": "",
     }
 )  # fmt: skip
-_PIECES = re.compile(rf"[{re.escape(_MARKS)}]+|[^{re.escape(_MARKS)}]+")
+_PIECES = re.compile(rf"[{re.escape(MARKS)}]+|[^{re.escape(MARKS)}]+")
 
 
 @dataclass(frozen=True)
@@ -63,33 +49,8 @@ class Clause:
     words: tuple[Word, ...]
 
 
-@dataclass(frozen=True)
-class _Language:
-    name: str
-    espeak: str
-    scripts: tuple[str, ...] = ("LATIN", "GREEK")
-    extra: str = ""
-    """The extra of misaki that brings the phonemes, where espeak has none."""
-
-
-_LANGUAGES = {
-    "a": _Language("American English", "en-us"),
-    "b": _Language("British English", "en-gb"),
-    "e": _Language("Spanish", "es"),
-    "f": _Language("French", "fr-fr"),
-    "h": _Language("Hindi", "hi", ("DEVANAGARI", "LATIN")),
-    "i": _Language("Italian", "it"),
-    "p": _Language("Brazilian Portuguese", "pt-br"),
-    "j": _Language("Japanese", "", ("HIRAGANA", "KATAKANA", "CJK", "LATIN"), "ja"),
-    "z": _Language("Mandarin Chinese", "", ("CJK", "BOPOMOFO", "LATIN"), "zh"),
-}
-
-
 class Phonemizer:
     """Turns text into clauses of phonemes; one object serves all voices and threads."""
-
-    def __init__(self) -> None:
-        self._converters: dict[str, Callable[[str], str]] = {}
 
     def prepare(self, voice: str) -> None:
         """Load what the voice's language needs: for some that is a large dictionary.
@@ -99,7 +60,25 @@ class Phonemizer:
             EngineError: The language needs a package that is not installed.
         """
         # The dictionaries are loaded with the first word; this one stands in both of them.
-        self._converter(voice[:1], _language(voice))("一")
+        converter_of(voice)(["一"])
+
+    def readable(self, text: str, voice: str) -> str:
+        """`text` without tags, and without words in a script that the voice cannot read.
+
+        espeak spells foreign letters out by their names, which nobody wants to hear.
+
+        Raises:
+            UsageError: Half of the words or more are in a foreign script.
+        """
+        text, language = without_markup(text), language_of(voice)
+        spoken = [word for word in text.split() if any(map(str.isalpha, word))]
+        lost = sum(_is_foreign(word, language) for word in spoken)
+        if lost and lost * 2 >= len(spoken):
+            raise UsageError(
+                f"the voice {voice} speaks {language.name} and cannot read "
+                f"{' '.join(text.split())[:40]!r}"
+            )
+        return re.sub(r"\S+", lambda m: "" if _is_foreign(m[0], language) else m[0], text)
 
     def clauses(self, text: str, voice: str) -> Iterator[Clause]:
         """The clauses of a text, each short enough for the model; none if nothing is said.
@@ -113,101 +92,21 @@ class Phonemizer:
             UsageError: The text is in a script that the voice's language is not written in.
             EngineError: The language needs a package that is not installed.
         """
-        words = without_pictures(without_markup(text).translate(_EQUIVALENTS)).split()
-        letter, language = voice[:1], _language(voice)
-        words = _readable(words, language, voice)
+        words = without_pictures(self.readable(text, voice).translate(_EQUIVALENTS)).split()
         if not any(character.isalnum() for word in words for character in word):
             return
-        convert = self._converter(letter, language)
-        yield from _cut(*_phonemize(words, letter in "ab", convert))
-
-    def _converter(self, letter: str, language: _Language) -> Callable[[str], str]:
-        """What turns words without punctuation into phonemes, separated by spaces."""
-        if letter not in self._converters:
-            try:
-                with _ESPEAK:
-                    if letter not in self._converters:  # else somebody else has just loaded it
-                        self._converters[letter] = _in_turn(_load_converter(letter, language))
-            except ImportError as error:
-                raise EngineError(
-                    f"{language.name} voices need more packages ({error.name} is missing): "
-                    f'pip install "misaki[{language.extra or "en"}]"'
-                ) from error
-            except RuntimeError as error:  # MeCab, which Japanese needs, found no dictionary
-                raise EngineError(
-                    f"{language.name} voices need a dictionary: python -m unidic download"
-                ) from error
-        return self._converters[letter]
+        yield from _cut(*_phonemize(words, voice[0] in "ab", converter_of(voice)))
 
 
-def _language(voice: str) -> _Language:
-    try:
-        return _LANGUAGES[voice[:1]]
-    except KeyError:
-        raise UsageError(f"the voice {voice!r} is of no language that Kokoro speaks") from None
+def _is_foreign(word: str, language: Language) -> bool:
+    return any(
+        not unicodedata.name(character, "").startswith(language.scripts)
+        for character in word
+        if character.isalpha() and character not in "ªº"
+    )
 
 
-def _in_turn(convert: Callable[[str], str]) -> Callable[[str], str]:
-    """`convert`, one caller at a time, giving only what the model knows."""
-
-    def converted(text: str) -> str:
-        with _ESPEAK:
-            phonemes = convert(text)
-        # espeak writes the r that links two words twice.
-        known = "".join(phoneme for phoneme in phonemes if phoneme in DEFAULT_VOCAB)
-        return known.replace("ɹɹ", "ɹ")
-
-    return converted
-
-
-def _load_converter(letter: str, language: _Language) -> Callable[[str], str]:
-    convert: Any
-    if letter == "j":
-        from misaki.ja import JAG2P
-
-        convert = JAG2P()
-        return lambda text: str(convert(text)[0])
-    if letter == "z":
-        from misaki.zh import ZHG2P
-
-        convert = ZHG2P()
-        return lambda text: str(convert(text)[0])
-
-    from misaki.espeak import EspeakFallback, EspeakG2P
-
-    if letter in "ab":
-        english = EspeakFallback(british=letter == "b")
-        return lambda text: english(SimpleNamespace(text=text))[0] or ""
-    convert = EspeakG2P(language=language.espeak)
-    return lambda text: str(convert(text)[0])
-
-
-def _readable(words: list[str], language: _Language, voice: str) -> list[str]:
-    """The words that are in the language's script.
-
-    espeak spells foreign letters out by their names, which nobody wants to hear.
-    """
-
-    def foreign(word: str) -> bool:
-        return any(
-            not unicodedata.name(character, "").startswith(language.scripts)
-            for character in word
-            if character.isalpha() and character not in "ªº"
-        )
-
-    kept = [word for word in words if not foreign(word)]
-    spoken = [word for word in words if any(character.isalpha() for character in word)]
-    lost = sum(map(foreign, spoken))
-    if lost and lost * 2 >= len(spoken):
-        raise UsageError(
-            f"the voice {voice} speaks {language.name} and cannot read {' '.join(words)[:40]!r}"
-        )
-    return kept
-
-
-def _phonemize(
-    words: list[str], english: bool, convert: Callable[[str], str]
-) -> tuple[str, list[Word]]:
+def _phonemize(words: list[str], english: bool, convert: Converter) -> tuple[str, list[Word]]:
     """The phonemes of all words, and where each word is in them."""
     spoken = spoken_english(" ".join(words)).split(" ") if english else words
     phonemes = ""
@@ -218,10 +117,8 @@ def _phonemize(
         nonlocal phonemes
         if not run:
             return
-        texts = [text for _, text in run]
-        said = convert(" ".join(texts).replace(NBSP, " ")).split()
-        dealt = _shares(said, texts, lambda text: len(convert(text).replace(" ", "")))
-        for (number, _), part in zip(run, dealt, strict=True):
+        said = convert([text for _, text in run])
+        for (number, _), part in zip(run, said, strict=True):
             if part and phonemes and phonemes[-1] not in " (“":
                 phonemes += " "
             start = len(phonemes)
@@ -231,7 +128,7 @@ def _phonemize(
 
     for number, word in enumerate(spoken):
         for piece in _PIECES.findall(word):
-            if piece[0] not in _MARKS:
+            if piece[0] not in MARKS:
                 if any(character.isalnum() for character in piece):
                     run.append((number, piece))
                 continue
@@ -263,34 +160,6 @@ def _one_mark(marks: str) -> str:
         # A straight quote says nothing about the melody; what stands beside it does.
         marks = marks.replace('"', "")
     return marks[:1]
-
-
-def _shares(said: list[str], written: list[str], alone: Callable[[str], int]) -> list[list[str]]:
-    """Deal the spoken words out to the written ones.
-
-    One to one where the numbers agree. But espeak joins words ("of the") and takes numbers
-    apart; then each written word gets as many as it takes when spoken alone.
-
-    Args:
-        said: The phonemes of a run of words.
-        written: The words; no-break spaces join what is one written word.
-        alone: The number of phonemes of a word on its own.
-    """
-    if not said:  # nothing in it can be spoken
-        return [[] for _ in written]
-    counts = [text.count(NBSP) + 1 for text in written]
-    if sum(counts) != len(said):
-        shares = np.cumsum([alone(text.replace(NBSP, " ")) for text in written])
-        reached = np.cumsum([len(part) for part in said])
-        # A word ends with the spoken one whose end is nearest to its share of the whole.
-        wanted = shares * (reached[-1] / max(shares[-1], 1))
-        ends = [int(np.argmin(np.abs(reached - end))) + 1 for end in wanted[:-1]] + [len(said)]
-        counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    dealt, at = [], 0
-    for count in counts:
-        dealt.append(said[at : at + count])
-        at += count
-    return dealt
 
 
 def _cut(phonemes: str, words: list[Word]) -> Iterator[Clause]:

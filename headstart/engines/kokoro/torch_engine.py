@@ -79,7 +79,7 @@ class TorchKokoro:
         )
         del parameters
         _return_memory()
-        self._predictor = NormPredictor.shipped()
+        self._predictor = NormPredictor.shipped(self._pair)
         self._pace = pace or Pace()
 
     def render(

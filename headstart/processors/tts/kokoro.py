@@ -33,6 +33,7 @@ from pipecat.services.tts_service import TTSService
 from headstart.engines import hub
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES
+from headstart.engines.kokoro.wording import without_markup
 from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError
 from headstart.frames import attempt_of, mark_attempt
@@ -225,7 +226,8 @@ class KokoroTTS(TTSService):
         clauses of an answer stay what they are.
         """
         await self.start_tts_usage_metrics(text)
-        for clause in self._contexts.setdefault(context_id, SpeechContext()).splitter.cut(text):
+        splitter = self._contexts.setdefault(context_id, SpeechContext()).splitter
+        for clause in splitter.cut(without_markup(text)):  # a tag is not to be cut in two
             self._request(_Request(context_id, clause))
         yield None
 
@@ -294,7 +296,11 @@ class KokoroTTS(TTSService):
         context = self._contexts.setdefault(context_id, SpeechContext())
         try:
             pieces = self._engine.speak_words(
-                text, voice=str(self._settings.voice), speed=self._speed, ticket=self._ticket
+                text,
+                voice=str(self._settings.voice),
+                speed=self._speed,
+                ticket=self._ticket,
+                cut=False,
             )
             async with aclosing(pieces):
                 async for piece in pieces:
