@@ -9,10 +9,12 @@ from statistics import median
 FRAME_SECS = 0.0125
 
 _SILENT = 8
-"""Frames of the first chunk that last for nothing: mostly four of silence, and four to spare. How many
-of 80 texts had a gap, on several machines: with none to spare 3 and 4 (of 1 to 4 ms), with one 2, with
-two none in idle hours, else 3 (below 1 ms, or the host took time). With two, the second chunk came 8 ms
-or less before it was due in one clause of a hundred, with three 20 ms (150 clauses each)."""
+"""Frames of the first chunk that last for nothing: mostly four of silence, and four to spare.
+
+How many of 80 texts had a gap, on several machines: with none to spare 3 and 4 (of 1 to 4 ms), with
+one 2, with two none in idle hours, else 3 (below 1 ms, or the host took time). With two, the second
+chunk of one clause in a hundred came 8 ms or less before it was due, with three 20 ms (150 clauses
+each)."""
 _LEAST, _MOST = 10, 64
 """Frames of a later chunk. With up to 96 a cancelled request had to wait for the end of a layer for
 up to 53 ms (420 requests), with up to 64 for at most 47 ms (600)."""
