@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ def examples(usual: int) -> int:
     """How many examples a test is to try that usually tries so many."""
     return usual * settings().max_examples // 100
 
+
+# What a script starts in the background ignores SIGINT; programs that tests interrupt shall not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Pipecat tells every frame's story otherwise.
 logger.remove()

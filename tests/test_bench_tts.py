@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from headstart.bench.machine import resident_mb
 from headstart.bench.stolen import stolen_ms
 from headstart.bench.voice import (
     Cancellation,
@@ -81,6 +82,19 @@ def test_time_that_the_host_took_is_read_in_ticks_of_ten_ms(tmp_path: Path) -> N
     stat.write_text("cpu  10 20 30 40 50 60 70 7 0 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n")
     assert stolen_ms(stat) == 7 * 1000 / os.sysconf("SC_CLK_TCK")
     assert stolen_ms(tmp_path / "none") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="told by /proc")
+def test_the_memory_of_a_process_is_not_that_of_its_parent() -> None:
+    held = np.ones(100_000_000)  # 800 MB
+    before = resident_mb()
+    script = "from headstart.bench.machine import usage; print(usage().peak_rss_mb)"
+    # Forked, as the benchmark's processes are.
+    child = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, preexec_fn=bool
+    )
+    assert float(child.stdout) < 400 < before
+    del held
 
 
 def test_nothing_heard_has_no_figures() -> None:

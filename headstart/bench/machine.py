@@ -63,17 +63,27 @@ def usage() -> Usage:
     """Of this process and, where there is a /proc, of the children that live."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     in_kib = 1024 if sys.platform != "darwin" else 1
-    cpu_s, rss_bytes = own.ru_utime + own.ru_stime, own.ru_maxrss * in_kib
+    cpu_s = own.ru_utime + own.ru_stime
+    try:
+        # `ru_maxrss` is not less than what the process took that this one was forked from.
+        rss_bytes = _peak_bytes("self")
+    except OSError:
+        rss_bytes = own.ru_maxrss * in_kib
     for pid in _children(os.getpid()):
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            status = Path(f"/proc/{pid}/status").read_text()
+            rss_bytes += _peak_bytes(pid)
         except OSError:  # it has just ended
             continue
         cpu_s += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-        rss_bytes += int(peaks[0]) * 1024 if peaks else 0
     return Usage(cpu_s, rss_bytes / 1e6)
+
+
+def _peak_bytes(pid: int | str) -> int:
+    """The most memory that a process has had resident."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(peaks[0]) * 1024 if peaks else 0
 
 
 def resident_mb() -> float:
