@@ -361,6 +361,8 @@ async def test_a_language_without_its_packages_says_what_to_install_before_it_sh
         ("One two three four five because six seven.",
          ["One two three four five", "because six seven."]),
         ("你好。我很好。", ["你好。", "我很好。"]),
+        ('Oh <prosody rate="slow, or so. Well">my dear</prosody>, so. Bye, a <b c, d',
+         ['Oh <prosody rate="slow, or so. Well">my dear</prosody>,', "so.", "Bye, a <b c, d"]),
         ("", []),
         (" \n ", []),
     ],
@@ -379,7 +381,7 @@ def test_text_without_punctuation_is_cut_between_words_that_may_part() -> None:
 
 words = st.sampled_from(
     "yes no, and but well. Dr. 3.14 10:30 1,000 U.S. why? (so) — - \n * ** `x` e.g. I because "
-    "x@y.z ... … : ; ! 你好。 # 1. **bold** _it_ cafe".split(" ")
+    "x@y.z ... … : ; ! 你好。 # 1. **bold** _it_ cafe <b> </b> <a\u00a0b,\u00a0c> <i".split(" ")
 )
 
 

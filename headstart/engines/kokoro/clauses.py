@@ -5,7 +5,7 @@ comma, semicolon, colon or dash, else before a conjunction, else, when a clause 
 between two words. The first clause is short, so that something is heard soon; later ones are
 longer, because there is time and longer clauses sound better.
 
-Nothing is cut inside abbreviations, initials, numbers, times, URLs and e-mail addresses:
+Nothing is cut inside tags, abbreviations, initials, numbers, times, URLs and e-mail addresses:
 punctuation counts only where white space follows it, which tokens of a language model show
 one token later.
 """
@@ -36,6 +36,9 @@ _FENCE = "```"
 _END = re.compile(r"[.!?…]+[\"'”’»)\]*_]*(?=\s)|[。！？]+[”’」』）]*")
 _PHRASE = re.compile(r"[,;:][\"'”’»)\]*_]*(?=\s)|\s[-–—]+(?=\s)|[—](?=\S)|[，；：、]")
 _WORD = re.compile(r"\S+")
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>")
+_HALF_TAG = re.compile(r"</?(?:[A-Za-z][^<>]{0,200})?$")
+"""The beginning of a tag, which may have no end: after so many characters it is plain text."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,9 @@ class ClauseSplitter:
         whole = text if final else text.rstrip("`")
         fence = whole.find(_FENCE)
         whole = whole if fence < 0 else whole[:fence]
+        # Where a tag stands, there is nothing to say and nothing to cut.
+        whole = _TAG.sub(lambda tag: " " * len(tag[0]), whole)
+        whole = whole if final else _HALF_TAG.sub("", whole)
         cuts = (
             _sentence_cut(whole, final),
             _phrase_cut(whole, lengths.phrase),

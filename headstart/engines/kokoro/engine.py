@@ -224,9 +224,9 @@ class KokoroEngine(Engine):
             self._effort.append((worked, samples / SAMPLE_RATE))
 
     def _clauses(self, text: str, voice: str, cut: bool) -> Iterator[Clause]:
-        text = self._phonemizer.readable(text, voice)
-        for part in ClauseSplitter().cut(text) if cut else [text]:
-            yield from self._phonemizer.clauses(part, voice)
+        if cut:
+            return self._phonemizer.clauses(text, voice, ClauseSplitter().cut)
+        return self._phonemizer.clauses(text, voice)
 
     def _spoken(
         self, clauses: Iterable[Clause], voice: str, speed: float, abort: Abort

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from headstart.engines.kokoro.g2p import MARKS, Converter, Language, converter_of, language_of
@@ -62,40 +62,40 @@ class Phonemizer:
         # The dictionaries are loaded with the first word; this one stands in both of them.
         converter_of(voice)(["一"])
 
-    def readable(self, text: str, voice: str) -> str:
-        """`text` without tags, and without words in a script that the voice cannot read.
-
-        espeak spells foreign letters out by their names, which nobody wants to hear.
-
-        Raises:
-            UsageError: Half of the words or more are in a foreign script.
-        """
-        text, language = without_markup(text), language_of(voice)
-        spoken = [word for word in text.split() if any(map(str.isalpha, word))]
-        lost = sum(_is_foreign(word, language) for word in spoken)
-        if lost and lost * 2 >= len(spoken):
-            raise UsageError(
-                f"the voice {voice} speaks {language.name} and cannot read "
-                f"{' '.join(text.split())[:40]!r}"
-            )
-        return re.sub(r"\S+", lambda m: "" if _is_foreign(m[0], language) else m[0], text)
-
-    def clauses(self, text: str, voice: str) -> Iterator[Clause]:
+    def clauses(
+        self, text: str, voice: str, cut: Callable[[str], Iterable[str]] = lambda text: [text]
+    ) -> Iterator[Clause]:
         """The clauses of a text, each short enough for the model; none if nothing is said.
 
         Args:
             text: Plain text. Tags and emoji are left out; in English, numbers, money, times
                 and addresses are said as a person would.
             voice: Its first letter names the language.
+            cut: Divides the text, without its tags, beyond what the model needs.
 
         Raises:
             UsageError: The text is in a script that the voice's language is not written in.
             EngineError: The language needs a package that is not installed.
         """
-        words = without_pictures(self.readable(text, voice).translate(_EQUIVALENTS)).split()
-        if not any(character.isalnum() for word in words for character in word):
-            return
-        yield from _cut(*_phonemize(words, voice[0] in "ab", converter_of(voice)))
+        for part in cut(_readable(without_markup(text), language_of(voice), voice)):
+            words = without_pictures(part.translate(_EQUIVALENTS)).split()
+            if any(character.isalnum() for word in words for character in word):
+                yield from _cut(*_phonemize(words, voice[0] in "ab", converter_of(voice)))
+
+
+def _readable(text: str, language: Language, voice: str) -> str:
+    """`text` without the words that are not in the language's script.
+
+    espeak spells foreign letters out by their names, which nobody wants to hear.
+    """
+    spoken = [word for word in text.split() if any(map(str.isalpha, word))]
+    lost = sum(_is_foreign(word, language) for word in spoken)
+    if lost and lost * 2 >= len(spoken):
+        raise UsageError(
+            f"the voice {voice} speaks {language.name} and cannot read "
+            f"{' '.join(text.split())[:40]!r}"
+        )
+    return re.sub(r"\S+", lambda m: "" if _is_foreign(m[0], language) else m[0], text)
 
 
 def _is_foreign(word: str, language: Language) -> bool:

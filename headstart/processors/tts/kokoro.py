@@ -33,7 +33,6 @@ from pipecat.services.tts_service import TTSService
 from headstart.engines import hub
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES
-from headstart.engines.kokoro.wording import without_markup
 from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError
 from headstart.frames import attempt_of, mark_attempt
@@ -227,7 +226,7 @@ class KokoroTTS(TTSService):
         """
         await self.start_tts_usage_metrics(text)
         splitter = self._contexts.setdefault(context_id, SpeechContext()).splitter
-        for clause in splitter.cut(without_markup(text)):  # a tag is not to be cut in two
+        for clause in splitter.cut(text):
             self._request(_Request(context_id, clause))
         yield None
 
