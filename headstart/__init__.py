@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["Session", "load_config"]
 
 if TYPE_CHECKING:
-    from headstart.pipeline.load import load_config
+    from headstart.config.load import load_config
     from headstart.pipeline.session import Session
 
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Session
     if name == "load_config":
-        from headstart.pipeline.load import load_config
+        from headstart.config.load import load_config
 
         return load_config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,11 +29,11 @@ from pipecat.workers.runner import WorkerRunner
 from pydantic import SecretStr
 
 from headstart.frames import ProgressiveTranscriptionFrame
-from headstart.processors.stt.deepgram_link import pool
-from headstart.processors.stt.deepgram_segments import Heard, TimedWord
 from headstart.processors.stt.deepgram_settings import LinkSettings
-from headstart.processors.stt.deepgram_streaming import StreamingSTT
-from headstart.processors.stt.replay import ReplayRing
+from headstart.processors.stt.streaming.link import pool
+from headstart.processors.stt.streaming.replay import ReplayRing
+from headstart.processors.stt.streaming.segments import Heard, TimedWord
+from headstart.processors.stt.streaming.stream import StreamingSTT
 from headstart.testing.deepgram import DeepgramServer, Served
 
 RATE = 16000

@@ -40,6 +40,7 @@ from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
+from headstart.config.spec import PipelineSpec, Position, StageSpec
 from headstart.engines import hub
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine
 from headstart.engines.kokoro.engine import Speech, WordTime
@@ -49,7 +50,6 @@ from headstart.engines.workload import Workload
 from headstart.errors import EngineError
 from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.pipeline.build import Built, build
-from headstart.pipeline.spec import PipelineSpec, Position, StageSpec
 from headstart.processors.llm import AnthropicLLM, LLMSettings, anthropic
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
@@ -468,8 +468,10 @@ def _spec(settings: dict[str, dict[str, Any] | None], plain: bool, hears: bool) 
         "stt": "headstart.processors.stt.local:WhisperSTT"
         if hears
         else "headstart.processors.stt.deepgram_flux:DeepgramFluxSTT",
-        "trigger": "headstart.processors.trigger:EarlyTrigger",
-        "turn": f"{__name__}:PlainTurn" if plain else "headstart.processors.turn:UserTurn",
+        "trigger": "headstart.processors.turn.trigger.settings:EarlyTrigger",
+        "turn": f"{__name__}:PlainTurn"
+        if plain
+        else "headstart.processors.turn.aggregator:UserTurn",
         "llm": f"{__name__}:ScriptedLLM",
         "tts": "headstart.processors.tts:KokoroTTS",
     }

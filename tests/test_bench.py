@@ -17,18 +17,19 @@ from conftest import SAMPLES, Sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headstart.bench import page, plots
-from headstart.bench.measure import STAGES, Failure, Measured, measure, stage_waits
-from headstart.bench.regression import changes
-from headstart.bench.report import markdown, write_reports
-from headstart.bench.results import Results, Run, compare_arms, kinds_of, summarise
-from headstart.bench.run import Plan
+from headstart.bench import plots
+from headstart.bench.conversation import page
+from headstart.bench.conversation.measure import STAGES, Failure, Measured, measure, stage_waits
+from headstart.bench.conversation.regression import changes
+from headstart.bench.conversation.report import markdown, write_reports
+from headstart.bench.conversation.results import Results, Run, compare_arms, kinds_of, summarise
+from headstart.bench.conversation.run import Plan
+from headstart.bench.conversation.utterances import read_utterances
+from headstart.bench.conversation.words import compare, words
 from headstart.bench.statistics import paired_difference, paired_ratio, percentile
-from headstart.bench.utterances import read_utterances
-from headstart.bench.words import compare, words
 from headstart.cli.repeated import repeat_option
 from headstart.errors import UsageError
-from headstart.pipeline.turns import SegmentRecord, TurnRecord
+from headstart.pipeline.timeline.records import SegmentRecord, TurnRecord
 
 HEADSTART = (sys.executable, "-c", "from headstart.cli import main; main()")
 RATE = 24000
@@ -301,7 +302,7 @@ def test_more_failures_are_a_regression_however_fast() -> None:
 
 
 def test_the_order_is_random_but_the_same_again_and_keeps_arms_together(tmp_path: Path) -> None:
-    from headstart.bench.arms import read_arms
+    from headstart.bench.conversation.arms import read_arms
 
     arms, utterances = read_arms(["local", "deepgram-claude"]), read_utterances(SAMPLES)
     orders = [Plan(arms, utterances, 3, seed, tmp_path, "").order() for seed in (0, 0, 1)]
@@ -312,7 +313,7 @@ def test_the_order_is_random_but_the_same_again_and_keeps_arms_together(tmp_path
 
 
 def test_two_arms_of_one_name_are_refused() -> None:
-    from headstart.bench.arms import read_arms
+    from headstart.bench.conversation.arms import read_arms
 
     with pytest.raises(UsageError, match="'local' cannot name one more arm"):
         read_arms(["local", "local"])

@@ -23,16 +23,16 @@ from pydantic import SecretStr, ValidationError
 
 from headstart import load_config
 from headstart.bench import raster
-from headstart.bench.arms import read_arms
-from headstart.bench.run import Plan, run_benchmark
-from headstart.bench.simulated import SimulatedDeepgramSettings, SimulatedLLMSettings
-from headstart.bench.utterances import read_utterances
+from headstart.bench.conversation.arms import read_arms
+from headstart.bench.conversation.run import Plan, run_benchmark
+from headstart.bench.conversation.simulated import SimulatedDeepgramSettings, SimulatedLLMSettings
+from headstart.bench.conversation.utterances import read_utterances
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine, LlamaOptions
 from headstart.errors import ConfigError, HeadstartError
-from headstart.pipeline.dialogue import converse
+from headstart.pipeline.converse import converse
 from headstart.processors.audio import MODEL_RATE
-from headstart.processors.stt.deepgram_link import Destination, Link, options
+from headstart.processors.stt.streaming.link import Destination, Link, options
 from headstart.testing.anthropic import AnthropicServer
 from headstart.testing.deepgram import DeepgramServer
 from headstart.testing.delays import CLAUDE_HAIKU_4_5, NOVA_3, Delays, Latency

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from headstart.bench.machine import resident_mb
 from headstart.bench.stolen import stolen_ms
-from headstart.bench.voice import (
+from headstart.bench.voice.quality import (
+    FixedPace,
+    level_difference,
+    log_mel_distance,
+    seam_energy,
+)
+from headstart.bench.voice.report import write_voice_report
+from headstart.bench.voice.run import VoicePlan, VoiceRun
+from headstart.bench.voice.session import (
     Cancellation,
     Memory,
     Row,
@@ -23,17 +31,9 @@ from headstart.bench.voice import (
     chosen_voices,
     shipped_texts,
 )
-from headstart.bench.voice_quality import (
-    FixedPace,
-    level_difference,
-    log_mel_distance,
-    seam_energy,
-)
-from headstart.bench.voice_report import write_voice_report
-from headstart.bench.voice_run import VoicePlan, VoiceRun
-from headstart.bench.voice_speed import Take
+from headstart.bench.voice.speed import Take
 from headstart.engines.kokoro import SAMPLE_RATE
-from headstart.engines.kokoro.fit import sentences
+from headstart.engines.kokoro.fit.fitting import sentences
 from headstart.errors import HeadstartError, UsageError
 
 
@@ -141,7 +141,7 @@ def test_wrong_choices_are_refused_with_what_there_is(tmp_path: Path) -> None:
 
 
 def test_no_package_of_the_stock_pipeline_is_needed_to_measure_voices() -> None:
-    without = "import sys; sys.modules['faster_whisper'] = None; import headstart.bench.voice_run"
+    without = "import sys; sys.modules['faster_whisper'] = None; import headstart.bench.voice.run"
     subprocess.run([sys.executable, "-c", without], check=True)
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headstart.config.load import load_config, shipped_configs
 from headstart.errors import ConfigError
-from headstart.pipeline.load import load_config, shipped_configs
 
 BESIDE = {
     "stages.py": """

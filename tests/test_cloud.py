@@ -10,8 +10,8 @@ from conftest import Sample, words
 from headstart import load_config
 from headstart.engines.hub import shared
 from headstart.engines.llama import LlamaEngine, LlamaOptions
-from headstart.pipeline.dialogue import converse
-from headstart.processors.stt.deepgram_batch import Local
+from headstart.pipeline.converse import converse
+from headstart.processors.stt.streaming.fallback import Local
 from headstart.testing.deepgram import DeepgramServer
 from headstart.transports.wav import read_audio
 

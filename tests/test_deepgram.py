@@ -40,10 +40,12 @@ from pipecat.metrics.metrics import STTUsageMetricsData, TTFBMetricsData
 from pipecat.services.settings import STTSettings
 from pydantic import SecretStr
 
+from headstart.bench.drops import try_drops
 from headstart.errors import UsageError
 from headstart.processors.stt.deepgram import DeepgramSTT
-from headstart.processors.stt.deepgram_batch import Local, Prerecorded
-from headstart.processors.stt.deepgram_link import (
+from headstart.processors.stt.deepgram_settings import DeepgramSettings
+from headstart.processors.stt.streaming.fallback import Local, Prerecorded
+from headstart.processors.stt.streaming.link import (
     Destination,
     Link,
     LinkLostError,
@@ -51,11 +53,9 @@ from headstart.processors.stt.deepgram_link import (
     options,
     pool,
 )
-from headstart.processors.stt.deepgram_segments import Heard, Segments
-from headstart.processors.stt.deepgram_settings import DeepgramSettings
-from headstart.processors.stt.replay import ReplayRing
+from headstart.processors.stt.streaming.replay import ReplayRing
+from headstart.processors.stt.streaming.segments import Heard, Segments
 from headstart.testing.deepgram import DeepgramServer, Faults
-from headstart.testing.drops import try_drops
 
 __all__ = ["log", "server"]  # fixtures
 

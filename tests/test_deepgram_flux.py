@@ -48,11 +48,11 @@ from scripted import World
 from headstart.engines import hub
 from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame
 from headstart.processors.stt.deepgram_flux import DeepgramFluxSTT, FluxSegments
-from headstart.processors.stt.deepgram_link import Destination, Link, RefusedError, pool
 from headstart.processors.stt.deepgram_settings import FluxSettings
-from headstart.processors.stt.replay import ReplayRing
-from headstart.processors.trigger.policies import Reason
-from headstart.processors.trigger.policy import Action, TriggerPolicy, TriggerSettings
+from headstart.processors.stt.streaming.link import Destination, Link, RefusedError, pool
+from headstart.processors.stt.streaming.replay import ReplayRing
+from headstart.processors.turn.trigger.machine import Action, TriggerPolicy, TriggerSettings
+from headstart.processors.turn.trigger.policies import Reason
 from headstart.testing.deepgram import DeepgramServer, Faults
 
 __all__ = ["log", "server"]  # fixtures

@@ -53,8 +53,8 @@ from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.processors.audio import AudioRing, Resampler, as_float
 from headstart.processors.stt.local import LocalSTT, Recogniser, WhisperSettings, WhisperSTT
 from headstart.processors.stt.segment import RATE, Segment, agreement
-from headstart.processors.turn import TurnSettings, UserTurn
-from headstart.processors.turn_end import Ending, TurnEnd
+from headstart.processors.turn.aggregator import TurnSettings, UserTurn
+from headstart.processors.turn.end import Ending, TurnEnd
 from headstart.processors.vad import SileroVAD, VADSettings
 
 SPEECH = Path(__file__).parent.parent / "samples" / "speech"

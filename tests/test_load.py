@@ -18,17 +18,17 @@ from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.processors.filters.identity_filter import IdentityFilter
 from pipecat.services.kokoro.tts import KokoroTTSService
 
-from headstart.bench.load import Load, waits_s
-from headstart.bench.load_results import Level, LoadResults
-from headstart.bench.stock_session import is_stock
+from headstart.bench.load.results import Level, LoadResults
+from headstart.bench.load.session import Load, waits_s
+from headstart.bench.stock.session import is_stock
+from headstart.config.load import load_config
 from headstart.engines.silero import SileroEngine, SileroOptions
 from headstart.pipeline.build import build
-from headstart.pipeline.dialogue import converse
-from headstart.pipeline.load import load_config
+from headstart.pipeline.converse import converse
 from headstart.pipeline.session import Session
 from headstart.processors import vad
 from headstart.processors.audio_end import InputAudioEnd
-from headstart.processors.turn import UserTurn
+from headstart.processors.turn.aggregator import UserTurn
 from headstart.processors.vad import SileroVAD
 from headstart.transports.memory import MemoryTransport
 from headstart.transports.wav import Recording, Spoken, read_audio

@@ -13,9 +13,9 @@ from pipecat.frames.frames import VADUserStartedSpeakingFrame
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 
 from headstart import Session, load_config
+from headstart.config.spec import PipelineSpec
 from headstart.pipeline.session import Heard, TurnEnded
-from headstart.pipeline.spec import PipelineSpec
-from headstart.processors.stt.deepgram_link import pool
+from headstart.processors.stt.streaming.link import pool
 from headstart.testing.deepgram import DeepgramServer
 from headstart.transports.wav import read_audio
 

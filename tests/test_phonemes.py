@@ -15,9 +15,9 @@ import pytest
 from kokoro_onnx.config import DEFAULT_VOCAB
 from loguru import logger
 
-from headstart.bench.voice import shipped_texts
-from headstart.engines.kokoro import g2p
-from headstart.engines.kokoro.phonemes import Phonemizer
+from headstart.bench.voice.session import shipped_texts
+from headstart.engines.kokoro.text import g2p
+from headstart.engines.kokoro.text.phonemes import Phonemizer
 
 ABROAD = {
     "ef_dora": "Buenas tardes, ¿qué tal? El niño llegó a Zaragoza; cuesta 23 euros. Ayer llovía "
@@ -82,7 +82,7 @@ texts, missing = json.loads(sys.argv[1])
 for name in missing:
     sys.modules[name] = None  # not to be imported, as if it were not installed
 import headstart.engines.kokoro
-from headstart.engines.kokoro.phonemes import Phonemizer
+from headstart.engines.kokoro.text.phonemes import Phonemizer
 said = {
     voice: [clause.phonemes for clause in Phonemizer().clauses(text, voice)]
     for voice, text in texts.items()
@@ -183,7 +183,7 @@ import json, sys
 from loguru import logger
 log = []
 logger.add(lambda message: log.append(message.record["message"]))
-from headstart.engines.kokoro.phonemes import Phonemizer
+from headstart.engines.kokoro.text.phonemes import Phonemizer
 phonemizer = Phonemizer()
 said = {
     voice: [

@@ -16,7 +16,7 @@ from conftest import Sample, words
 from headstart import Session, load_config
 from headstart.engines.hub import shared
 from headstart.errors import HeadstartError
-from headstart.pipeline.dialogue import converse
+from headstart.pipeline.converse import converse
 from headstart.pipeline.session import Heard, Played, Said, TurnEnded
 from headstart.transports.wav import read_audio
 

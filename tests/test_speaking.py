@@ -38,14 +38,14 @@ from pipecat.workers.runner import WorkerRunner
 
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.backend import Abort
-from headstart.engines.kokoro.clauses import ClauseSplitter
-from headstart.engines.kokoro.phonemes import MAX_PHONEMES, Phonemizer
+from headstart.engines.kokoro.text.phonemes import MAX_PHONEMES, Phonemizer
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError, UsageError
 from headstart.processors.tts import KokoroSettings, KokoroTTS
 from headstart.processors.tts.settings import KokoroLiveSettings
 from headstart.processors.tts.spoken import as_spoken
+from headstart.text.clauses import ClauseSplitter
 
 SENTENCE = "The capital of France is Paris, and it is a very old town."
 

@@ -20,28 +20,29 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from headstart import assets
-from headstart.bench.voice_quality import level_difference, log_mel_distance
-from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, bfloat
+from headstart.bench.voice.quality import level_difference, log_mel_distance
+from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine
 from headstart.engines.kokoro.backend import Abort, AbortedError
-from headstart.engines.kokoro.bfloat import BfloatConv
 from headstart.engines.kokoro.choose import decide
-from headstart.engines.kokoro.convolution import Conv
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
-from headstart.engines.kokoro.fit import fit, record
-from headstart.engines.kokoro.front import Front
+from headstart.engines.kokoro.fit.fitting import fit, record
 from headstart.engines.kokoro.measure import Measurement
-from headstart.engines.kokoro.norms import NormPredictor
-from headstart.engines.kokoro.onnx import OnnxKokoro
-from headstart.engines.kokoro.pace import FRAME_SECS, Pace, Playback
-from headstart.engines.kokoro.package import KokoroPackage
-from headstart.engines.kokoro.pair import Pair
-from headstart.engines.kokoro.phonemes import Phonemizer
+from headstart.engines.kokoro.onnx.engine import OnnxKokoro
 from headstart.engines.kokoro.silence import loudest
-from headstart.engines.kokoro.source import FRAME, Source
-from headstart.engines.kokoro.stream import Generator
-from headstart.engines.kokoro.torch_engine import TorchKokoro
+from headstart.engines.kokoro.text.phonemes import Phonemizer
+from headstart.engines.kokoro.torch import bfloat
+from headstart.engines.kokoro.torch.bfloat import BfloatConv
+from headstart.engines.kokoro.torch.convolution import Conv
+from headstart.engines.kokoro.torch.engine import TorchKokoro
+from headstart.engines.kokoro.torch.front import Front
+from headstart.engines.kokoro.torch.norms import NormPredictor
+from headstart.engines.kokoro.torch.pace import FRAME_SECS, Pace, Playback
+from headstart.engines.kokoro.torch.package import KokoroPackage
+from headstart.engines.kokoro.torch.pair import Pair
+from headstart.engines.kokoro.torch.source import FRAME, Source
+from headstart.engines.kokoro.torch.stream import Generator
+from headstart.engines.kokoro.torch.weights import load_weights, under
 from headstart.engines.kokoro.voices import Voices
-from headstart.engines.kokoro.weights import load_weights, under
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError
 
@@ -107,7 +108,7 @@ def test_streamed_speech_is_what_the_kokoro_package_makes(
 
 def test_speaking_needs_no_package_but_torch(weights: Path) -> None:
     program = (
-        "import sys; from headstart.engines.kokoro.torch_engine import TorchKokoro;"
+        "import sys; from headstart.engines.kokoro.torch.engine import TorchKokoro;"
         f"TorchKokoro(__import__('pathlib').Path({str(weights)!r}), threads=1);"
         "sys.exit(bool({'kokoro', 'spacy', 'transformers'} & set(sys.modules)))"
     )

@@ -36,18 +36,18 @@ from pipecat.frames.frames import (
 from scripted import Asked, Model, OnTime, World, play
 from test_speaking import reply, running
 
+from headstart.config.load import load_config
 from headstart.engines.queue import InferenceQueue, Priority, Ticket
 from headstart.engines.silero import SileroEngine, SileroOptions
 from headstart.engines.smart_turn import SmartTurnEngine, SmartTurnOptions
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame, mark_attempt
-from headstart.pipeline.dialogue import converse as hold_dialogue
-from headstart.pipeline.load import load_config
-from headstart.processors.release import Hold
-from headstart.processors.trigger.match import TieredMatch
-from headstart.processors.trigger.policy import TriggerSettings
+from headstart.pipeline.converse import converse as hold_dialogue
+from headstart.processors.speculation.gate import Hold
 from headstart.processors.tts import KokoroSettings, KokoroTTS
-from headstart.processors.turn import AssistantTurn, UserTurn
+from headstart.processors.turn.aggregator import AssistantTurn, UserTurn
+from headstart.processors.turn.trigger.machine import TriggerSettings
+from headstart.processors.turn.trigger.match import TieredMatch
 from headstart.transports.memory import MemoryOutput
 from headstart.transports.wav import read_audio
 

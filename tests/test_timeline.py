@@ -51,9 +51,8 @@ from rich.console import Console
 
 from headstart.cli.waterfall import ASCII, layout, render
 from headstart.frames import ProgressiveTranscriptionFrame
-from headstart.pipeline.timeline import Timeline, first_audible_s
-from headstart.pipeline.turn_reducer import QUIET_SECS, STALL_SECS, TurnReducer
-from headstart.pipeline.turns import (
+from headstart.pipeline.timeline.observer import Timeline, first_audible_s
+from headstart.pipeline.timeline.records import (
     AttemptRecord,
     Event,
     Kind,
@@ -62,6 +61,7 @@ from headstart.pipeline.turns import (
     TurnRecord,
     Verdict,
 )
+from headstart.pipeline.timeline.reducer import QUIET_SECS, STALL_SECS, TurnReducer
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 KEYS = (

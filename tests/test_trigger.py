@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headstart.errors import UsageError
-from headstart.processors.trigger import EarlyTrigger
-from headstart.processors.trigger.budget import Breaker, SpendingLimit
-from headstart.processors.trigger.match import Change, Tier, TieredMatch
-from headstart.processors.trigger.policies import POLICIES, Evidence, Reason
-from headstart.processors.trigger.policy import (
+from headstart.processors.turn.trigger.budget import Breaker, SpendingLimit
+from headstart.processors.turn.trigger.machine import (
     Action,
     Attempt,
     Decision,
     TriggerPolicy,
     TriggerSettings,
 )
+from headstart.processors.turn.trigger.match import Change, Tier, TieredMatch
+from headstart.processors.turn.trigger.policies import POLICIES, Evidence, Reason
+from headstart.processors.turn.trigger.settings import EarlyTrigger
 
 
 @pytest.mark.parametrize(

@@ -23,16 +23,16 @@ from pipecat.tests.utils import run_test
 from typer.testing import CliRunner
 
 from headstart.cli.app import app
+from headstart.config import registry
+from headstart.config.constructor import settings_model
+from headstart.config.describe import setting_fields
+from headstart.config.expand import expand
+from headstart.config.extend import merge
+from headstart.config.load import load_config, shipped_configs
+from headstart.config.schema import json_schema
+from headstart.config.source import Node, Scalar, Sequence, Table, core_value, read
+from headstart.config.spec import PipelineSpec, Position
 from headstart.errors import ConfigError, UsageError
-from headstart.pipeline import registry
-from headstart.pipeline.constructor import settings_model
-from headstart.pipeline.describe import setting_fields
-from headstart.pipeline.expand import expand
-from headstart.pipeline.extend import merge
-from headstart.pipeline.load import load_config, shipped_configs
-from headstart.pipeline.schema import json_schema
-from headstart.pipeline.source import Node, Scalar, Sequence, Table, core_value, read
-from headstart.pipeline.spec import PipelineSpec, Position
 
 ROOT = Path(__file__).parent.parent
 STAGE = """
@@ -576,8 +576,8 @@ def test_a_class_that_is_no_stage_of_its_own_can_be_checked_without_a_file() -> 
 def test_a_stage_whose_packages_are_missing_says_what_brings_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("headstart.bench.stock", "pipecat.services.whisper.stt"):
+    for module in ("headstart.bench.stock.services", "pipecat.services.whisper.stt"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(UsageError, match=r"pip install 'headstart\[stock\]'"):
-        registry.import_processor("headstart.bench.stock:WhisperSTT")
+        registry.import_processor("headstart.bench.stock.services:WhisperSTT")

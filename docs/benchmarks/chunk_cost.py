@@ -35,9 +35,9 @@ from pydantic import SecretStr
 
 from headstart.engines.hypothesis import Hypothesis, Word
 from headstart.processors.stt.deepgram import DeepgramSTT
-from headstart.processors.stt.deepgram_link import Link, pool
 from headstart.processors.stt.deepgram_settings import DeepgramSettings
 from headstart.processors.stt.local import LocalSTT, LocalSTTSettings, Recogniser
+from headstart.processors.stt.streaming.link import Link, pool
 from headstart.testing import deepgram_messages as messages
 
 RATE = 16000

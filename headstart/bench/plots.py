@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
-from headstart.bench.results import ArmSummary, Results, Run, kinds_of
+from headstart.bench.conversation.results import ArmSummary, Results, Run, kinds_of
 
 _INK, _DIM, _LINE = "#24292f", "#6e7781", "#d8dee4"
 _HUES = ("#0969da", "#1a7f37", "#bc4c00", "#8250df", "#bf3989", "#9a6700", "#57606a")

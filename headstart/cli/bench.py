@@ -17,7 +17,7 @@ from headstart.cli.repeated import repeat_option
 from headstart.errors import HeadstartError, UsageError
 
 if TYPE_CHECKING:
-    from headstart.bench.results import Run
+    from headstart.bench.conversation.results import Run
 
 
 _FILE_WIDTH = 160
@@ -90,10 +90,10 @@ def _bench(
     utterances: Path, arm: list[str], repeat: int, out: Path, only: list[str], seed: int
 ) -> None:
     from headstart import assets
-    from headstart.bench.arms import read_arms
-    from headstart.bench.report import print_summary, write_reports
-    from headstart.bench.run import Plan, run_benchmark
-    from headstart.bench.utterances import read_utterances
+    from headstart.bench.conversation.arms import read_arms
+    from headstart.bench.conversation.report import print_summary, write_reports
+    from headstart.bench.conversation.run import Plan, run_benchmark
+    from headstart.bench.conversation.utterances import read_utterances
     from headstart.cli.models import pull_with_progress
 
     if (out / "results.json").exists():
@@ -153,8 +153,8 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two benchmarks of the same arms, utterance by utterance."""
-    from headstart.bench.regression import changes
-    from headstart.bench.results import Results
+    from headstart.bench.conversation.regression import changes
+    from headstart.bench.conversation.results import Results
 
     table = Table("arm", "pairs", "failed before", "after", "change (95 %)", box=None)
     worse = []
@@ -228,8 +228,8 @@ def load(
 
       headstart bench load local stock --utterances samples/speech --sessions 1,2 --repeat 3
     """
-    from headstart.bench.load_run import LoadPlan, run_load
-    from headstart.bench.utterances import read_utterances
+    from headstart.bench.conversation.utterances import read_utterances
+    from headstart.bench.load.run import LoadPlan, run_load
 
     if out is not None and (out / "results.json").exists():
         raise UsageError(f"{out}: holds results already; give another --out")

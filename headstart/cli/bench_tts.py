@@ -63,9 +63,9 @@ def bench_tts(
       headstart bench tts --only memory --sessions 100 --engines torch,onnx --out out/memory
     """
     from headstart import assets
-    from headstart.bench.voice import chosen_texts, chosen_voices
-    from headstart.bench.voice_report import print_voice_summary, write_voice_report
-    from headstart.bench.voice_run import VoicePlan, VoiceRun
+    from headstart.bench.voice.report import print_voice_summary, write_voice_report
+    from headstart.bench.voice.run import VoicePlan, VoiceRun
+    from headstart.bench.voice.session import chosen_texts, chosen_voices
     from headstart.cli.models import pull_with_progress
     from headstart.engines.kokoro.engine import MODEL, VOICES
     from headstart.engines.kokoro.voices import Voices

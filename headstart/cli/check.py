@@ -47,8 +47,8 @@ def check(
 
 
 def _check(file: str, *, allow_code: bool) -> bool:
-    from headstart.pipeline.load import Document
-    from headstart.pipeline.registry import TRUSTED_PACKAGES
+    from headstart.config.load import Document
+    from headstart.config.registry import TRUSTED_PACKAGES
 
     try:
         document = Document.read(file)

@@ -34,7 +34,7 @@ def drops(
     the real stages and SDK, on the server of `headstart testing deepgram`. Exit code 1 if any text
     differs from the undisturbed one.
     """
-    from headstart.testing.drops import Outcome, try_drops
+    from headstart.bench.drops import Outcome, try_drops
 
     logger.disable("headstart.processors.stt")  # each drop would be a warning
     outcomes: list[Outcome] = []

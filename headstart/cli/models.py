@@ -141,8 +141,8 @@ def _asset_names(what: Sequence[str]) -> list[str]:
 
 def _needed_by(config: str) -> list[str]:
     # Here, so that a command that names weights does not pay for loading the pipeline's modules.
+    from headstart.config.load import load_config
     from headstart.pipeline.build import required_assets
-    from headstart.pipeline.load import load_config
 
     return list(required_assets(load_config(config)))
 

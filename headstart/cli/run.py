@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from headstart.cli.repeated import repeat_option
 
 if TYPE_CHECKING:
-    from headstart.pipeline.timeline import TurnRecord
+    from headstart.pipeline.timeline.observer import TurnRecord
 
 
 class RunCommand(TyperCommand):
@@ -67,9 +67,9 @@ def run(
     from headstart import assets
     from headstart.cli.models import pull_with_progress
     from headstart.cli.waterfall import render
+    from headstart.config.load import load_config
     from headstart.pipeline.build import required_assets
-    from headstart.pipeline.dialogue import converse
-    from headstart.pipeline.load import load_config
+    from headstart.pipeline.converse import converse
     from headstart.transports.wav import read_audio
 
     spec = load_config(config)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from headstart.pipeline.describe import SettingField
-    from headstart.pipeline.registry import Reference
+    from headstart.config.describe import SettingField
+    from headstart.config.registry import Reference
 
 new_app = typer.Typer(help="Begin something of your own.", no_args_is_help=True)
 
@@ -59,7 +59,7 @@ def schema() -> None:
 
         # yaml-language-server: $schema=headstart.schema.json
     """
-    from headstart.pipeline.schema import json_schema
+    from headstart.config.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 
@@ -98,7 +98,7 @@ def new_stage(
 def _catalogue_table() -> Table:
     from rich.table import Table
 
-    from headstart.pipeline import registry
+    from headstart.config import registry
 
     table = Table(box=None, pad_edge=False)
     table.add_column("STAGE", no_wrap=True)
@@ -115,8 +115,8 @@ def _catalogue_table() -> Table:
 
 
 def _print_stage(name: str, console: Console) -> None:
-    from headstart.pipeline import registry
-    from headstart.pipeline.describe import setting_fields
+    from headstart.config import registry
+    from headstart.config.describe import setting_fields
 
     reference = registry.resolve(name, None, Path.cwd())
     kind = registry.StageType(name, registry.import_processor(reference.target))

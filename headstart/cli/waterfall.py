@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from headstart.pipeline.turns import AttemptRecord, SegmentRecord, TurnRecord
+from headstart.pipeline.timeline.records import AttemptRecord, SegmentRecord, TurnRecord
 
 _INDENT = 2
 _LABEL = 7

@@ -13,16 +13,16 @@ from pipecat.services.llm_service import LLMService
 from pipecat.services.tts_service import TTSService
 from pipecat.transports.base_transport import BaseTransport
 
+from headstart.config.registry import create
+from headstart.config.registry import required_assets as stage_assets
+from headstart.config.spec import PipelineSpec
 from headstart.errors import ConfigError
-from headstart.pipeline.registry import create
-from headstart.pipeline.registry import required_assets as stage_assets
-from headstart.pipeline.spec import PipelineSpec
 from headstart.pipeline.watch import WatchedPipeline
 from headstart.processors.audio_end import InputAudioEnd
-from headstart.processors.release import ReleaseGate
-from headstart.processors.speculation import SharesModel, WorksAhead
-from headstart.processors.trigger import EarlyTrigger
-from headstart.processors.turn import AssistantTurn, TurnSettings, UserTurn
+from headstart.processors.speculation.attempts import SharesModel, WorksAhead
+from headstart.processors.speculation.gate import ReleaseGate
+from headstart.processors.turn.aggregator import AssistantTurn, TurnSettings, UserTurn
+from headstart.processors.turn.trigger.settings import EarlyTrigger
 
 P = TypeVar("P", bound=FrameProcessor)
 

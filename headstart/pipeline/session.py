@@ -19,12 +19,12 @@ from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
 
+from headstart.config.spec import PipelineSpec
 from headstart.errors import HeadstartError
 from headstart.frames import ProgressiveTranscriptionFrame, WarmUpFrame
-from headstart.pipeline import collector
+from headstart.pipeline import gc_freeze as collector
 from headstart.pipeline.build import Built, build
-from headstart.pipeline.spec import PipelineSpec
-from headstart.pipeline.timeline import Timeline, TurnRecord
+from headstart.pipeline.timeline.observer import Timeline, TurnRecord
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 _OPEN_TIMEOUT_SECS = 120.0

@@ -21,7 +21,7 @@ from headstart.engines import hub
 from headstart.engines.hypothesis import Hypothesis
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.processors.audio import MODEL_RATE
-from headstart.processors.stt.deepgram_batch import recognise
+from headstart.processors.stt.streaming.fallback import recognise
 from headstart.testing import deepgram_messages as messages
 from headstart.testing.deepgram_connection import (
     DEFAULT_RATE,

@@ -14,7 +14,7 @@ from loguru import logger
 
 from headstart.engines.kokoro.backend import Backend
 from headstart.engines.kokoro.measure import Measurement, measure
-from headstart.engines.kokoro.onnx import OnnxKokoro
+from headstart.engines.kokoro.onnx.engine import OnnxKokoro
 from headstart.engines.kokoro.voices import Voices
 
 _VERSION = 2
@@ -73,9 +73,9 @@ def load(name: str, model: Path, *, threads: int) -> Backend:
         return OnnxKokoro(model, threads=threads)
     import torch
 
-    from headstart.engines.kokoro.package import KokoroPackage
-    from headstart.engines.kokoro.torch_engine import TorchKokoro
-    from headstart.engines.kokoro.weights import original_checkpoint
+    from headstart.engines.kokoro.torch.engine import TorchKokoro
+    from headstart.engines.kokoro.torch.package import KokoroPackage
+    from headstart.engines.kokoro.torch.weights import original_checkpoint
 
     weights = original_checkpoint() or model
     if name == "kmodel" or torch.cuda.is_available():

@@ -22,13 +22,13 @@ from headstart import assets
 from headstart.engines.hub import Engine
 from headstart.engines.kokoro.backend import FRAME, Abort, Backend
 from headstart.engines.kokoro.choose import load, load_best
-from headstart.engines.kokoro.clauses import ClauseSplitter
-from headstart.engines.kokoro.phonemes import Clause, Phonemizer
 from headstart.engines.kokoro.silence import SAMPLE_RATE, pause_after
+from headstart.engines.kokoro.text.phonemes import Clause, Phonemizer
 from headstart.engines.kokoro.voices import Voices
 from headstart.engines.queue import InferenceQueue, QueueStatistics, Ticket
 from headstart.engines.workload import Workload
 from headstart.errors import EngineError, UsageError
+from headstart.text.clauses import ClauseSplitter
 
 MODEL = "kokoro-v1.0"
 VOICES = "kokoro-voices"

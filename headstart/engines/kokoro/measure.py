@@ -9,8 +9,8 @@ import numpy as np
 from kokoro_onnx.config import DEFAULT_VOCAB
 
 from headstart.engines.kokoro.backend import Abort, Backend
-from headstart.engines.kokoro.phonemes import Phonemizer
 from headstart.engines.kokoro.silence import SAMPLE_RATE, pause_after
+from headstart.engines.kokoro.text.phonemes import Phonemizer
 from headstart.engines.kokoro.voices import Voices
 from headstart.errors import EngineError
 

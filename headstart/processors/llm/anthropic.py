@@ -39,7 +39,7 @@ from headstart.processors.llm.early_tools import EarlyTool
 from headstart.processors.llm.errors import TIMEOUTS, category_of, in_one_line
 from headstart.processors.llm.settings import LLMSettings, client_for, request_settings
 from headstart.processors.llm.warm_up import cache_prompt, open_connection, prepare_to_read_events
-from headstart.processors.speculation import Attempts, SpeculationTracker, Standing
+from headstart.processors.speculation.attempts import Attempts, SpeculationTracker, Standing
 
 _CANCEL_SECS = 1.0
 

@@ -8,10 +8,10 @@ from typing import Any
 from deepgram.listen.v1.types import ListenV1Error, ListenV1Results
 from loguru import logger
 
-from headstart.processors.stt.deepgram_link import Link
-from headstart.processors.stt.deepgram_segments import Heard, Segment, Segments, TimedWord
 from headstart.processors.stt.deepgram_settings import DeepgramSettings
-from headstart.processors.stt.deepgram_streaming import StreamingSTT
+from headstart.processors.stt.streaming.link import Link
+from headstart.processors.stt.streaming.segments import Heard, Segment, Segments, TimedWord
+from headstart.processors.stt.streaming.stream import StreamingSTT
 
 
 class DeepgramSTT(StreamingSTT):

@@ -11,10 +11,10 @@ from deepgram.listen.v2.types import ListenV2FatalError, ListenV2TurnInfo, Liste
 from loguru import logger
 from pipecat.frames.frames import EndFrame, VADUserStoppedSpeakingFrame
 
-from headstart.processors.stt.deepgram_link import Link, LinkLostError
-from headstart.processors.stt.deepgram_segments import Heard, Segment, Segments, TimedWord
 from headstart.processors.stt.deepgram_settings import FluxSettings
-from headstart.processors.stt.deepgram_streaming import StreamingSTT
+from headstart.processors.stt.streaming.link import Link, LinkLostError
+from headstart.processors.stt.streaming.segments import Heard, Segment, Segments, TimedWord
+from headstart.processors.stt.streaming.stream import StreamingSTT
 
 _NOT_HEARD_SECS = 0.5
 """Audio after a VAD stop in which Flux still has no words: then nothing was said."""

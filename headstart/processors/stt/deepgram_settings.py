@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from headstart.errors import UsageError
 from headstart.processors.settings import StageSettings
-from headstart.processors.stt.deepgram_link import Destination, options
+from headstart.processors.stt.streaming.link import Destination, options
 
 
 class LinkSettings(StageSettings, ABC):

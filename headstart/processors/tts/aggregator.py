@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from pipecat.utils.text.base_text_aggregator import Aggregation, BaseTextAggregator, TextType
 
-from headstart.engines.kokoro.clauses import ClauseSplitter
+from headstart.text.clauses import ClauseSplitter
 
 
 class ClauseAggregator(BaseTextAggregator):

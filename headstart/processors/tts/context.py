@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headstart.engines.kokoro import SAMPLE_RATE
-from headstart.engines.kokoro.clauses import ClauseSplitter
+from headstart.text.clauses import ClauseSplitter
 
 
 class SpeechContext:

@@ -36,7 +36,7 @@ from headstart.engines.kokoro.engine import MODEL, VOICES
 from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError
 from headstart.frames import attempt_of, mark_attempt
-from headstart.processors.speculation import Attempts, Standing
+from headstart.processors.speculation.attempts import Attempts, Standing
 from headstart.processors.tts.aggregator import ClauseAggregator
 from headstart.processors.tts.context import SpeechContext
 from headstart.processors.tts.settings import KokoroLiveSettings, KokoroSettings, language_of

@@ -6,7 +6,7 @@ import re
 
 from pipecat.utils.text.transforms import strip_markdown
 
-from headstart.engines.kokoro.wording import without_pictures
+from headstart.text.spoken_form import without_pictures
 
 _TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]*-{3,}[\s:|-]*$", re.MULTILINE)
 

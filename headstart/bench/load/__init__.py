@@ -1,0 +1,1 @@
+"""How many sessions one process carries before users notice."""

@@ -1,0 +1,1 @@
+"""The baseline: what Pipecat's own documentation builds, on the same weights."""

@@ -1,0 +1,1 @@
+"""The voice alone: first audible sample, real-time factor, quality, memory."""

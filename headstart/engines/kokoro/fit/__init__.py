@@ -1,0 +1,1 @@
+"""Fits the predictor of norm statistics that ships with the torch engine."""

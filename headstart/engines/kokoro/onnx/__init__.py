@@ -1,0 +1,1 @@
+"""Kokoro's network on onnxruntime, a clause at a time."""

@@ -1,0 +1,1 @@
+"""Kokoro's network on torch, in pieces."""

@@ -1,0 +1,1 @@
+"""What happened in a conversation, turn by turn, as records."""

@@ -1,0 +1,1 @@
+"""Streaming recognisers: connection, replay after a drop, and fallback."""

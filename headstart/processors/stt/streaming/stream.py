@@ -1,0 +1,274 @@
+"""What Deepgram's streaming recognisers share: each segment gets its final text, whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any
+
+from pipecat.frames.frames import (
+    CancelFrame,
+    EndFrame,
+    Frame,
+    InputAudioRawFrame,
+    TranscriptionFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
+from pipecat.services.settings import STTSettings
+from pipecat.transcriptions.language import Language
+from pipecat.utils.time import time_now_iso8601
+from pipecat.utils.tracing.service_decorators import traced_stt
+
+from headstart.frames import ProgressiveTranscriptionFrame
+from headstart.processors.stt.deepgram_settings import LinkSettings
+from headstart.processors.stt.recognised import Recognised
+from headstart.processors.stt.streaming.connected import ConnectedSTT
+from headstart.processors.stt.streaming.fallback import Local, Prerecorded, transcribe_by_first
+from headstart.processors.stt.streaming.link import LinkLostError
+from headstart.processors.stt.streaming.segments import Heard, Segment, Segments
+
+_LIVE = {"model", "language"}
+"""The settings that a frame can change while the session runs."""
+
+
+class StreamingSTT(ConnectedSTT):
+    """Streams speech to Deepgram and gives exactly one final transcript for each segment.
+
+    All I/O is in two tasks. `_stream` has a connection open from the session's start. `_settle`
+    sees to it that the final text of every segment comes, in order, from elsewhere if need be.
+    """
+
+    def __init__(self, settings: LinkSettings, segments: Segments, **kwargs: Any) -> None:
+        """Create the stage, as `ConnectedSTT` does."""
+        super().__init__(settings, segments, **kwargs)
+        self._pre_roll = bytearray()
+        self._stopped: asyncio.Queue[tuple[Segment, float]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    def required_assets(cls, settings: LinkSettings) -> tuple[str, ...]:
+        """The weights that the stage needs: those of the local fallback, if it is named."""
+        return ("whisper-tiny",) if "local" in settings.fallback else ()
+
+    def can_generate_metrics(self) -> bool:
+        """Usage, and the time from the end of speech to the final text, are reported."""
+        return True
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
+        """Begin to connect; audio that comes before the connection is there waits for it."""
+        await super().setup(setup)
+        self._local = await Local.load() if "local" in self._options.fallback else None
+        self._aim()
+        self._tasks = [
+            self.create_task(self._stream(), "stream"),
+            self.create_task(self._settle(), "settle"),
+        ]
+
+    async def stop(self, frame: EndFrame) -> None:
+        """Let the last words through, then close."""
+        await self._stopped.join()
+        await super().stop(frame)
+        await self._end()
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        """Close at once."""
+        await super().cancel(frame)
+        await self._end()
+
+    async def cleanup(self) -> None:
+        """Leave no task and no socket."""
+        await super().cleanup()  # type: ignore[no-untyped-call]
+        await self._end()
+
+    async def process_audio_frame(
+        self, frame: InputAudioRawFrame, direction: FrameDirection
+    ) -> None:
+        """Keep the last moments of silence; hand speech on."""
+        if self._collecting:
+            await super().process_audio_frame(frame, direction)
+        elif not self._muted:
+            self._pre_roll += frame.audio
+            excess = len(self._pre_roll) - 2 * self.sample_rate * self._options.pre_roll_ms // 1000
+            if excess > 0:
+                del self._pre_roll[: excess + excess % 2]
+
+    @property
+    def _collecting(self) -> bool:
+        """Whether the audio that comes now is to be sent."""
+        return self._segments.speaking is not None
+
+    async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame | None, None]:
+        """Take in speech; the words come from the tasks."""
+        self._ring.push(audio)
+        if self._ring.unsent_secs() >= self._chunk_secs:
+            self._work.set()
+        yield None
+
+    async def _handle_vad_user_started_speaking(self, frame: VADUserStartedSpeakingFrame) -> None:
+        await super()._handle_vad_user_started_speaking(frame)
+        if self._segments.speaking is not None:
+            return
+        self._segments.begin(self._ring.end_secs)
+        pre_roll = bytes(self._pre_roll)
+        self._pre_roll.clear()
+        self._record_stt_audio_usage(pre_roll)
+        self._ring.push(pre_roll)
+        self._speech.set()
+        self._work.set()
+
+    async def _handle_vad_user_stopped_speaking(self, frame: VADUserStoppedSpeakingFrame) -> None:
+        await super()._handle_vad_user_stopped_speaking(frame)
+        segment = self._segments.speaking
+        if segment is not None:
+            segment.end_secs = self._ring.end_secs
+            self._stopped.put_nowait((segment, time.monotonic()))
+            self._work.set()
+
+    async def _update_settings(  # type: ignore[override]
+        self, delta: STTSettings
+    ) -> dict[str, Any]:
+        """Change model or language while the session runs.
+
+        The connection is replaced, and what it has not finalised is sent on the new one.
+        """
+        changed = await super()._update_settings(delta)
+        ours = _LIVE & changed.keys() & type(self._options).model_fields.keys()
+        if ours:
+            values = {name: getattr(self._settings, name) for name in ours}
+            self._options = self._options.model_copy(update=values)
+            self._aim()
+            if self._refused:
+                self._refused = None
+                self._tasks.append(self.create_task(self._stream(), "stream"))
+            self._break(LinkLostError("the settings have changed"))
+        self._warn_unhandled_updated_settings(changed.keys() - ours)  # type: ignore[no-untyped-call]
+        return changed
+
+    def _aim(self) -> None:
+        """Lead connections and requests where the settings say."""
+        self._destination = self._options.destination(self.sample_rate)
+        rest = Prerecorded(
+            self._options.prerecorded(self.sample_rate), self._options.rest_timeout_secs
+        )
+        batches = {"rest": rest, "local": self._local}
+        self._batches = [batch for name in self._options.fallback if (batch := batches[name])]
+
+    # -- the words
+
+    async def _hear(self, heard: Heard, ends_turn: bool | None = None) -> None:
+        """Take in words, and tell of what has changed."""
+        changed = self._segments.hear(heard)
+        self._ring.finalise(self._segments.final_until_secs)
+        for segment in changed:
+            if segment.closed:
+                self._answer.set()
+            elif segment.hypothesis.text:
+                await self._push_progress(segment, ends_turn)
+
+    async def _push_progress(self, segment: Segment, ends_turn: bool | None) -> None:
+        hypothesis = segment.hypothesis
+        await self.push_frame(
+            ProgressiveTranscriptionFrame(
+                hypothesis.text,
+                self._user_id,
+                time_now_iso8601(),
+                self._language,
+                result=hypothesis,
+                confidence=hypothesis.confidence,
+                stable_text=segment.stable_text,
+                audio_secs=segment.heard_secs - segment.start_secs,
+                ends_turn=ends_turn,
+            )
+        )
+
+    async def _settle(self) -> None:
+        """Give each segment that has ended its final text, in order."""
+        while True:
+            segment, stopped_at = await self._stopped.get()
+            try:
+                await self._complete(segment, stopped_at)
+            except Exception as error:  # whatever fails, the turn must end and the next one work
+                segment.close("none", segment.interim)
+                self._segments.settle(segment)
+                await self.push_error(f"speech was not recognised: {error}", exception=error)
+            try:
+                await self._push_final(segment)
+            finally:
+                self._stopped.task_done()
+
+    async def _complete(self, segment: Segment, stopped_at: float) -> None:
+        """Have the segment closed, by the stream if it can, in any case before long."""
+        if not (await self._streamed(segment, stopped_at) or self._segments.close_covered(segment)):
+            if self._unanswered_since is not None:
+                self._break(LinkLostError("Deepgram did not answer in time"))
+            await self._fall_back(segment)
+        if not segment.closed:
+            deadline = time.monotonic() + self._options.give_up_secs
+            await self._answered(segment, deadline, patient=True)
+        segment.close("none", segment.interim)
+        self._segments.settle(segment)
+        self._ring.finalise(self._segments.final_until_secs)
+
+    async def _streamed(self, segment: Segment, stopped_at: float) -> bool:
+        """Give the stream its time to close a segment; False if it has not."""
+        deadline = stopped_at + self._options.final_timeout_secs
+        return await self._answered(segment, deadline, patient=False)
+
+    async def _answered(self, segment: Segment, deadline: float, *, patient: bool) -> bool:
+        """Wait for the stream to close a segment; False if it does not, or hardly can."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline - time.monotonic()):
+                while not (
+                    segment.closed or self._refused or (not patient and self._seems_hopeless)
+                ):
+                    self._answer.clear()
+                    await self._answer.wait()
+        return segment.closed
+
+    async def _fall_back(self, segment: Segment) -> None:
+        """Try elsewhere, with the audio that has no final words yet."""
+        assert segment.end_secs is not None
+        pcm = self._ring.since(segment.start_secs, segment.end_secs)
+        # With the same key and options, the prerecorded API would refuse as well.
+        batches = [one for one in self._batches if not (self._refused and one.path == "rest")]
+        if found := await transcribe_by_first(batches, pcm, self.sample_rate, asker=str(self)):
+            segment.close(*found)
+
+    async def _push_final(self, segment: Segment) -> None:
+        await self.emit_stt_usage_metrics()  # type: ignore[no-untyped-call]
+        said = segment.hypothesis
+        frame = TranscriptionFrame(
+            said.text,
+            self._user_id,
+            time_now_iso8601(),
+            self._language,
+            result=Recognised.of(
+                said,
+                segment.path,
+                setup_secs=self._setup_secs,
+                connections=segment.connections,
+            ),
+            finalized=True,
+        )
+        frame.interruptible = False  # the user's words must survive their own barge-in
+        await self.push_frame(frame)
+        await self._handle_transcription(said.text, True, self._language)
+
+    @traced_stt
+    async def _handle_transcription(
+        self, transcript: str, is_final: bool, language: Language | None = None
+    ) -> None:
+        """A span of Pipecat's tracing."""
+
+    @property
+    def _language(self) -> Language | None:
+        return self._options.spoken_language
+
+    async def _end(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            await self.cancel_task(task)

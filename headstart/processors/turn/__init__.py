@@ -1,0 +1,1 @@
+"""When a user's turn begins and ends."""

@@ -1,0 +1,1 @@
+"""When an answer may begin before the turn has ended."""

@@ -1,0 +1,1 @@
+"""Text for speech, whatever the voice: clauses and spoken forms."""
