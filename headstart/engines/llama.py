@@ -24,6 +24,7 @@ from loguru import logger
 
 from headstart import assets
 from headstart.engines.hub import Engine
+from headstart.engines.llama_prompts import PromptCache
 from headstart.engines.llama_slots import Slots
 from headstart.engines.workload import Workload
 from headstart.errors import AssetError, EngineError, UsageError
@@ -101,6 +102,7 @@ class LlamaEngine(Engine):
         self.workload = Workload()
         """What it has been asked, by all sessions."""
         self.slots = Slots()
+        self.prompts = PromptCache(self.slots)
         self._model = model
         self._restarting = threading.Lock()
         self._closing = threading.Event()

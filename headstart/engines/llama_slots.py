@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from weakref import WeakSet
 
 _PATIENCE_SECS = 2.0
 _LOOK_AGAIN_SECS = 0.01
@@ -24,15 +25,34 @@ class Slots:
         """Nobody has asked for anything."""
         self._answering = 0
         self._given_up = False
+        self._conversations: WeakSet[object] = WeakSet()
+        self.answers = 0
+        """How many answers to conversations have been begun."""
+
+    @property
+    def hold_conversations(self) -> bool:
+        """Whether a slot may hold a conversation that goes on."""
+        return bool(self._conversations)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
-        """A request is being answered, and so has a slot, as long as the block lasts."""
+    def answering(self, conversation: object | None = None) -> Iterator[None]:
+        """A request is being answered, and so has a slot, as long as the block lasts.
+
+        Args:
+            conversation: Who asked. Until `left` its slot holds what it will ask next begins with.
+        """
+        if conversation is not None:
+            self._conversations.add(conversation)
+            self.answers += 1
         self._answering += 1
         try:
             yield
         finally:
             self._answering -= 1
+
+    def left(self, conversation: object) -> None:
+        """A conversation is over."""
+        self._conversations.discard(conversation)
 
     def given_up(self) -> None:
         """A request has been given up before its answer was whole."""

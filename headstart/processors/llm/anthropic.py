@@ -13,6 +13,7 @@ from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
     EagerEndOfTurnCancelFrame,
+    ErrorFrame,
     Frame,
     FunctionCallFromLLM,
     InterruptionFrame,
@@ -33,15 +34,26 @@ from pipecat.utils.errors import ErrorCategory
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine
 from headstart.engines.queue import Priority, Ticket
-from headstart.errors import UsageError
+from headstart.errors import HeadstartError, UsageError
 from headstart.frames import SpeculationCostFrame, WarmUpFrame, attempt_of, mark_attempt
 from headstart.processors.llm.early_tools import EarlyTool
-from headstart.processors.llm.errors import TIMEOUTS, category_of, in_one_line
+from headstart.processors.llm.errors import TIMEOUTS, category_of, described, in_one_line, tidy
+from headstart.processors.llm.patience import Patience
 from headstart.processors.llm.settings import LLMSettings, client_for, request_settings
-from headstart.processors.llm.warm_up import cache_prompt, open_connection, prepare_to_read_events
+from headstart.processors.llm.stream import is_readable, text_of, why_incomplete
+from headstart.processors.llm.warm_up import (
+    cache_prompt,
+    open_connection,
+    prepare_to_read_events,
+    slots_of,
+)
 from headstart.processors.speculation.attempts import Attempts, SpeculationTracker, Standing
 
 _CANCEL_SECS = 1.0
+_PIECE_LETTERS = 200
+"""Text that goes on in one piece, so that the stages that follow let others run in between."""
+_FINAL: tuple[type[Exception], ...] = (APIStatusError, TimeoutError, HeadstartError)
+"""Errors after which llama.cpp would answer no better."""
 
 
 class AnthropicLLM(AnthropicLLMService):
@@ -140,6 +152,8 @@ class AnthropicLLM(AnthropicLLMService):
             _, left = await asyncio.wait(self._winding_up, timeout=_CANCEL_SECS)
             for task in left:
                 logger.warning(f"{task.get_name()} ignores its cancellation: it is left behind")
+        if self._engine is not None:
+            self._engine.slots.left(self)
         await super().cleanup()  # type: ignore[no-untyped-call]
         await self._client.close()
 
@@ -190,9 +204,10 @@ class AnthropicLLM(AnthropicLLMService):
     async def push_frame(
         self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
     ) -> None:
-        """Push a frame; what begins or withdraws a speculative answer says which one."""
-        if self._attempt is not None and isinstance(
-            frame, LLMFullResponseStartFrame | EagerEndOfTurnCancelFrame
+        """Push a frame; what begins, withdraws or fails a speculative answer says which one."""
+        if self._attempt is not None and (
+            isinstance(frame, LLMFullResponseStartFrame | EagerEndOfTurnCancelFrame)
+            or (isinstance(frame, ErrorFrame) and asyncio.current_task() is self._answer)
         ):
             mark_attempt(frame, self._attempt)
         await super().push_frame(frame, direction)
@@ -216,9 +231,16 @@ class AnthropicLLM(AnthropicLLMService):
         category: ErrorCategory | None = None,
         force_treat_as_permanent: bool = False,
     ) -> None:
-        """Report an error in one line that says what happened."""
-        self._failed = True
-        message = self._describe(exception) if exception is not None else error_msg
+        """Report an error in one line that says what failed: the answer, or a tool by its name."""
+        if self._answer is not None and asyncio.current_task() is self._answer:
+            self._failed = True
+            if exception is not None:
+                error_msg = self._describe(exception)
+        elif isinstance(exception, HeadstartError):
+            error_msg = str(exception)
+        elif exception is not None and not str(exception):
+            error_msg += described(exception)
+        message = tidy(error_msg, self._secrets)
         await super().push_error(message, exception, fatal, category, force_treat_as_permanent)
 
     async def _process_context(self, context: LLMContext) -> None:
@@ -287,7 +309,10 @@ class AnthropicLLM(AnthropicLLMService):
             text = text.lstrip()
         if text:
             self._said = True
-            await super()._push_llm_text(text)
+        for start in range(0, len(text), _PIECE_LETTERS):
+            if start:
+                await asyncio.sleep(0)  # other sessions have their turn
+            await super()._push_llm_text(text[start : start + _PIECE_LETTERS])
 
     async def _create_message_stream(
         self, api_call: Callable[..., Any], params: dict[str, Any]
@@ -319,7 +344,7 @@ class AnthropicLLM(AnthropicLLMService):
             except TIMEOUTS as error:
                 raise TimeoutError from error  # of the SDK's, Pipecat reports only some
             except Exception as error:
-                if last_try or self._said or isinstance(error, (APIStatusError, TimeoutError)):
+                if last_try or self._said or isinstance(error, _FINAL):
                     raise
                 last_try = True
                 restarted = await self._locate(dropped_url=url) != url
@@ -339,23 +364,39 @@ class AnthropicLLM(AnthropicLLMService):
             try:
                 if self._engine is not None:
                     await self._engine.slots.settled(self._busy_slots)
-                async with asyncio.timeout(self._stage.timeout_secs):
+                async with Patience(self._stage.timeout_secs) as patience:
                     stream = await api_call(**params)
-                await closing.enter_async_context(stream)
-                letters = 0
-                with self._engine.slots.answering() if self._engine else nullcontext():
-                    async for event in stream:
-                        events.put_nowait(event)
-                        letters += len(getattr(getattr(event, "delta", None), "text", None) or "")
-                        if letters >= self._stage.max_speculative_letters:
-                            await self._settled.wait()
+                    await closing.enter_async_context(stream)
+                    with self._engine.slots.answering(self) if self._engine else nullcontext():
+                        await self._pass_on(stream, events, patience)
                 events.put_nowait(ConnectionError("it broke off"))
             except Exception as error:
                 events.put_nowait(error)
 
+    async def _pass_on(self, stream: Any, events: asyncio.Queue[Any], patience: Patience) -> None:
+        """Queue the events that can be read, and wait where an early answer pauses."""
+        words = letters = 0
+        async for event in stream:
+            patience.renew()
+            if not is_readable(event):
+                continue
+            letters += max(1, len(text_of(event)))
+            if letters > self._stage.max_letters:
+                raise HeadstartError(
+                    f"{self._host} sent more than {self._stage.max_letters} letters for one "
+                    "answer; the rest is left out"
+                )
+            events.put_nowait(event)
+            if reason := why_incomplete(event):
+                raise HeadstartError(f"{self._host}: {reason}")
+            words += len(getattr(getattr(event, "delta", None), "text", None) or "")
+            if words >= self._stage.max_speculative_letters:
+                patience.pause()
+                await self._settled.wait()
+                patience.renew()
+
     async def _busy_slots(self) -> int:
-        slots: Any = await self._client.get("/slots", cast_to=object)
-        return sum(slot["is_processing"] for slot in slots)
+        return sum(slot["is_processing"] for slot in await slots_of(self._client))
 
     def _lets_wind_up(self, task: asyncio.Task[Any]) -> None:
         self._winding_up.add(task)
@@ -374,9 +415,10 @@ class AnthropicLLM(AnthropicLLMService):
             if self._engine is None:
                 await open_connection(self._client, str(self._settings.model))
             else:
-                await self._locate()
-                request = await self._first_request(context)
-                await cache_prompt(self._client, request, self._engine.options.slots)
+                url = await self._locate()
+                await cache_prompt(
+                    self._client, await self._first_request(context), self._engine, url
+                )
         except Exception as error:
             logger.warning(f"{self} is not warmed up: {self._describe(error)}")
 
@@ -387,13 +429,17 @@ class AnthropicLLM(AnthropicLLMService):
         )
         return {"model": self._settings.model, **await self._get_llm_invocation_params(begun)}
 
+    @property
+    def _host(self) -> str:
+        return self._client.base_url.host if self._llama is None else "llama.cpp"
+
+    @property
+    def _secrets(self) -> tuple[str | None, str | None]:
+        return self._client.api_key, self._client.auth_token
+
     def _describe(self, error: Exception) -> str:
-        return in_one_line(
-            error,
-            host=self._client.base_url.host if self._llama is None else "llama.cpp",
-            timeout_secs=self._stage.timeout_secs,
-            key=self._client.api_key,
-        )
+        line = in_one_line(error, host=self._host, timeout_secs=self._stage.timeout_secs)
+        return tidy(line, self._secrets)
 
     def _classify_error(self, exception: Exception) -> ErrorCategory | None:
         return category_of(exception) or super()._classify_error(exception)

@@ -11,12 +11,15 @@ from pydantic import Field, SecretStr, field_validator
 
 from headstart.engines.llama import SCHEME, LlamaOptions
 from headstart.errors import UsageError
+from headstart.processors.llm.patience import look_at
 from headstart.processors.settings import StageSettings
 
 _KEEPALIVE_SECS = 90.0
 """Turns are further apart than the 5 s for which the SDK keeps an idle connection."""
 _LETTERS_PER_TOKEN = 4
 """Of English text. The pieces in which an API sends its text are not tokens."""
+_LONGEST_ANSWER = 100_000
+"""Letters; two hours of speech."""
 
 
 class LLMSettings(StageSettings):
@@ -74,6 +77,11 @@ class LLMSettings(StageSettings):
         return self.max_speculative_tokens * _LETTERS_PER_TOKEN
 
     @property
+    def max_letters(self) -> int:
+        """Letters beyond which an answer is cut off; more than `max_tokens` come to."""
+        return max(_LONGEST_ANSWER, (self.max_tokens or 0) * 2 * _LETTERS_PER_TOKEN)
+
+    @property
     def llama(self) -> LlamaOptions | None:
         """The model on this machine, if it is one."""
         if self.base_url is None or not self.base_url.startswith(SCHEME):
@@ -92,7 +100,9 @@ def client_for(settings: LLMSettings) -> AsyncAnthropic:
             # No proxy of the environment. No connection is used twice: llama.cpp closes one now
             # and then as the next request arrives on it.
             http_client=DefaultAsyncHttpxClient(
-                trust_env=False, limits=connection_limits(max_keepalive_connections=0)
+                trust_env=False,
+                limits=connection_limits(max_keepalive_connections=0),
+                event_hooks={"response": [look_at]},
             ),
         )
     key = settings.api_key.get_secret_value().strip() if settings.api_key else None
@@ -102,7 +112,8 @@ def client_for(settings: LLMSettings) -> AsyncAnthropic:
         max_retries=settings.max_retries,
         timeout=settings.timeout_secs,
         http_client=DefaultAsyncHttpxClient(
-            limits=connection_limits(keepalive_expiry=_KEEPALIVE_SECS)
+            limits=connection_limits(keepalive_expiry=_KEEPALIVE_SECS),
+            event_hooks={"response": [look_at]},
         ),
     )
 
