@@ -162,7 +162,7 @@ class ScriptedLLM(AnthropicLLM):
             number=len(self.requests) + 1,
             question=" ".join(block["text"] for block in blocks if block["type"] == "text"),
             answers=_answers(params["messages"]),
-            attempt=self._attempt,
+            attempt=self._follower.attempt,
             model=model,
             after_tool=any(block["type"] == "tool_result" for block in blocks),
             at_s=_now(),

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points, metadata
@@ -303,13 +303,18 @@ class StageType:
         return self._arguments(settings)[1]
 
     def create(
-        self, settings: Mapping[str, Any], injected: Mapping[type, object]
+        self,
+        settings: Mapping[str, Any],
+        injected: Mapping[type, object],
+        make: Callable[[type[FrameProcessor]], type[FrameProcessor]] = lambda cls: cls,
     ) -> FrameProcessor:
         """Make the stage.
 
         Args:
             settings: Its settings as they stand in the file.
             injected: Objects for the constructor's parameters of these types.
+            make: The class to make an instance of, given the class that the file names. It takes
+                the same arguments.
 
         Raises:
             UsageError: The settings are wrong, or the class does not take them.
@@ -321,7 +326,7 @@ class StageType:
             if kind in injected:
                 keywords[name] = injected[kind]
         try:
-            return self.cls(**realise(keywords))
+            return make(self.cls)(**realise(keywords))
         except HeadstartError:
             raise
         except Exception as error:
@@ -352,18 +357,23 @@ def stage_type(stage: StageSpec) -> StageType:
     return StageType(stage.name, import_processor(stage.target))
 
 
-def create(stage: StageSpec, injected: Mapping[type, object]) -> FrameProcessor:
+def create(
+    stage: StageSpec,
+    injected: Mapping[type, object],
+    make: Callable[[type[FrameProcessor]], type[FrameProcessor]] = lambda cls: cls,
+) -> FrameProcessor:
     """Make a stage of a pipeline.
 
     Args:
         stage: The stage.
         injected: Objects for the constructor's parameters of these types.
+        make: The class to make an instance of, given the class that the file names.
 
     Raises:
         ConfigError: It cannot be made; the place is where the file names the stage.
     """
     try:
-        return stage_type(stage).create(stage.settings, injected)
+        return stage_type(stage).create(stage.settings, injected, make)
     except ConfigError:
         raise
     except UsageError as error:

@@ -13,21 +13,26 @@ from pipecat.services.llm_service import LLMService
 from pipecat.services.tts_service import TTSService
 from pipecat.transports.base_transport import BaseTransport
 
-from headstart.config.registry import create
+from headstart.config.registry import create, stage_type
 from headstart.config.registry import required_assets as stage_assets
-from headstart.config.spec import PipelineSpec
+from headstart.config.spec import PipelineSpec, StageSpec
 from headstart.errors import ConfigError
 from headstart.pipeline.watch import WatchedPipeline
 from headstart.processors.audio_end import InputAudioEnd
-from headstart.processors.speculation.attempts import SharesModel, WorksAhead
+from headstart.processors.speculation.attempts import SharesModel
+from headstart.processors.speculation.following import (
+    FollowingLLM,
+    following,
+    obstacle_to_following,
+)
 from headstart.processors.speculation.gate import ReleaseGate
 from headstart.processors.turn.aggregator import AssistantTurn, TurnSettings, UserTurn
 from headstart.processors.turn.trigger.settings import EarlyTrigger
 
 P = TypeVar("P", bound=FrameProcessor)
 
-_DEAF = (WorksAhead, TTSService, ReleaseGate)
-"""Stages that have no use for the user's audio; of others one cannot know."""
+_IGNORES_INPUT_AUDIO = (FollowingLLM, TTSService, ReleaseGate)
+"""Stages that have no use for the user's audio. Any other stage may have."""
 
 
 @dataclass(frozen=True)
@@ -42,47 +47,73 @@ class Built:
 def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     """Make the stages and link them between the transport's input and output.
 
-    A pipeline with a language model needs somebody to collect the user's words into turns and
-    the bot's into the conversation. Where the spec names no `turn` stage, the default one is
-    put before the language model; the assistant's is always put after the output, where only
-    what was heard arrives.
+    A pipeline with a language model needs stages that collect the user's words into turns and
+    the bot's words into the conversation. Where the spec names no `turn` stage, the default one
+    goes before the language model. The assistant's always goes after the output, where only what
+    was heard arrives.
+
+    The trigger is left out of the pipeline: its settings go to the turn stage. With it, Pipecat's
+    language models and voices are made to follow attempts, and a release gate goes before the
+    output.
 
     Raises:
-        ConfigError: A stage cannot be made from its settings, or misses another one.
+        ConfigError: A stage cannot be made from its settings, misses another one, or cannot take
+            part in early answers.
     """
     context = LLMContext()
-    stages = [create(stage, {LLMContext: context}) for stage in spec.stages]
+    trigger = _make_trigger(spec, context)
+    stages = [
+        _make(stage, context, early=trigger is not None)
+        for stage in spec.stages
+        if not _is_trigger(stage)
+    ]
     after_output: list[FrameProcessor] = []
     if any(isinstance(stage, LLMService) for stage in stages):
         _join_conversation(stages, spec.prompt, context)
         after_output.append(AssistantTurn(context))
-    trigger = _first(stages, EarlyTrigger)
     if trigger is not None:
-        stages.remove(trigger)
-        turn = _first(stages, UserTurn)
-        if turn is None:
-            place = next(stage.position for stage in spec.stages if stage.kind == "trigger")
-            raise ConfigError(
-                [
-                    place.problem(
-                        "trigger needs an llm stage, and a turn stage that is `turn: smart`"
-                    )
-                ]
-            )
-        if trigger.settings.enabled:
-            makers = [stage for stage in stages if isinstance(stage, SharesModel)]
-            gate = ReleaseGate()
-            turn.speculate(
-                trigger, lambda: any(maker.model_is_busy for maker in makers), gate.confirm
-            )
-            for stage in stages:
-                if isinstance(stage, WorksAhead):
-                    stage.work_ahead()
-            stages.append(gate)
-    listeners = [at for at, stage in enumerate(stages) if not isinstance(stage, _DEAF)]
+        _answer_early(stages, trigger, spec)
+    listeners = [at for at, s in enumerate(stages) if not isinstance(s, _IGNORES_INPUT_AUDIO)]
     stages.insert(listeners[-1] + 1 if listeners else 0, InputAudioEnd())
     processors = [transport.input(), *stages, transport.output(), *after_output]
     return Built(WatchedPipeline(processors), context)
+
+
+def _is_trigger(stage: StageSpec) -> bool:
+    return issubclass(stage_type(stage).cls, EarlyTrigger)
+
+
+def _make_trigger(spec: PipelineSpec, context: LLMContext) -> EarlyTrigger | None:
+    """The trigger, if the spec has one that is enabled."""
+    for stage in filter(_is_trigger, spec.stages):
+        trigger = create(stage, {LLMContext: context})
+        if isinstance(trigger, EarlyTrigger) and trigger.settings.enabled:
+            return trigger
+    return None
+
+
+def _make(stage: StageSpec, context: LLMContext, *, early: bool) -> FrameProcessor:
+    if not early:
+        return create(stage, {LLMContext: context})
+    if obstacle := obstacle_to_following(stage_type(stage).cls):
+        problem = f"{stage.name} {obstacle}; use it without a trigger"
+        raise ConfigError([stage.position.problem(problem)])
+    return create(stage, {LLMContext: context}, make=following)
+
+
+def _answer_early(stages: list[FrameProcessor], trigger: EarlyTrigger, spec: PipelineSpec) -> None:
+    turn = _first(stages, UserTurn)
+    if turn is None:
+        place = next(filter(_is_trigger, spec.stages)).position
+        problem = "trigger needs an llm stage, and a turn stage that is `turn: smart`"
+        raise ConfigError([place.problem(problem)])
+    makers = [stage for stage in stages if isinstance(stage, SharesModel)]
+    gate = ReleaseGate()
+    turn.speculate(trigger, lambda: any(maker.model_is_busy for maker in makers), gate.confirm)
+    for stage in stages:
+        if isinstance(stage, FollowingLLM):
+            stage.work_ahead()
+    stages.append(gate)
 
 
 def _join_conversation(stages: list[FrameProcessor], prompt: str, context: LLMContext) -> None:

@@ -12,16 +12,12 @@ from anthropic import APIConnectionError, APIStatusError
 from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
-    EagerEndOfTurnCancelFrame,
-    ErrorFrame,
     Frame,
     FunctionCallFromLLM,
     InterruptionFrame,
     LLMContextFrame,
-    LLMFullResponseStartFrame,
     SystemFrame,
 )
-from pipecat.metrics.metrics import LLMTokenUsage
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import (
     FrameCallback,
@@ -33,9 +29,8 @@ from pipecat.utils.errors import ErrorCategory
 
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine
-from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError, UsageError
-from headstart.frames import SpeculationCostFrame, WarmUpFrame, attempt_of, mark_attempt
+from headstart.frames import WarmUpFrame
 from headstart.processors.llm.early_tools import EarlyTool
 from headstart.processors.llm.errors import TIMEOUTS, category_of, described, in_one_line, tidy
 from headstart.processors.llm.patience import Patience
@@ -47,7 +42,8 @@ from headstart.processors.llm.warm_up import (
     prepare_to_read_events,
     slots_of,
 )
-from headstart.processors.speculation.attempts import Attempts, SpeculationTracker, Standing
+from headstart.processors.speculation.attempts import SESSION_ENDS, AttemptStatus
+from headstart.processors.speculation.following import FollowingLLM
 
 _CANCEL_SECS = 1.0
 _PIECE_LETTERS = 200
@@ -56,18 +52,17 @@ _FINAL: tuple[type[Exception], ...] = (APIStatusError, TimeoutError, HeadstartEr
 """Errors after which llama.cpp would answer no better."""
 
 
-class AnthropicLLM(AnthropicLLMService):
+class AnthropicLLM(FollowingLLM, AnthropicLLMService):
     """Answers each context in a task of its own, token by token.
 
-    Pipecat's service does the work: conversion, function calls, metrics, speculation. What
-    differs is who waits for whom. A new context or an interruption ends the answer under way
-    at once, and nobody waits until its connection is closed; every other frame that comes down
-    the pipeline after a context waits until the answer to it is complete.
+    Pipecat's service converts contexts, calls functions and counts. This class changes the order
+    of events. A new context or an interruption ends the current answer at once, without waiting
+    until its connection is closed. Every other frame that comes down the pipeline after a
+    context waits until the answer to it is complete.
 
-    An answer that fails ends like any other, after an `ErrorFrame` of one line. Nothing is
-    asked twice once a word of the answer is out. A speculative answer that fails, or has no
-    words, is withdrawn instead: the end of the turn asks again. One that calls tools waits for
-    the end of the turn with them.
+    An answer that fails ends like any other, after an `ErrorFrame` of one line. No request is
+    repeated once a word of its answer is out. `FollowingLLM` says what happens to answers whose
+    turn has not ended.
     """
 
     _settings: AnthropicLLMSettings
@@ -86,20 +81,11 @@ class AnthropicLLM(AnthropicLLMService):
         self._events: AsyncGenerator[Any] | None = None
         self._receiving = False
         """Whether more of the answer may come; afterwards it has only to be wound up."""
-        self._said = False
-        """Whether a word of the answer is out."""
-        self._failed = False
         self._winding_up: set[asyncio.Task[Any]] = set()
         """Connections and tools that answers have, or had; they end in their own time."""
-        self._attempts = Attempts()
-        self._attempt: int | None = None
-        """The attempt that the answer belongs to, if it is speculative."""
         self._interruption = 0
         """Id of the last one. Frames are numbered in the order in which they are made."""
-        self._ticket = Ticket()
-        self._settled = asyncio.Event()
-        """There is a verdict on the attempt, or no attempt."""
-        self._settled.set()
+        self.max_speculative_letters = self._stage.max_speculative_letters
         super().__init__(
             api_key="",  # the client has it
             client=client_for(self._stage),
@@ -112,10 +98,6 @@ class AnthropicLLM(AnthropicLLMService):
         """The weights of a llama:// model that is named, not given as a file."""
         asset = settings.llama.asset if settings.llama else None
         return (asset,) if asset else ()
-
-    def work_ahead(self) -> None:
-        """Let speculative answers out: a release gate further down holds them."""
-        self._speculation_gate = SpeculationTracker(name=f"{self}::SpeculationTracker")
 
     @property
     def model_is_busy(self) -> bool:
@@ -154,7 +136,7 @@ class AnthropicLLM(AnthropicLLMService):
                 logger.warning(f"{task.get_name()} ignores its cancellation: it is left behind")
         if self._engine is not None:
             self._engine.slots.left(self)
-        await super().cleanup()  # type: ignore[no-untyped-call]
+        await super().cleanup()
         await self._client.close()
 
     async def cancel(self, frame: CancelFrame) -> None:
@@ -168,14 +150,15 @@ class AnthropicLLM(AnthropicLLMService):
         direction: FrameDirection = FrameDirection.DOWNSTREAM,
         callback: FrameCallback | None = None,
     ) -> None:
-        """Queue a frame; a new context need not wait for those that wait for the answer."""
+        """Queue a frame; a new context does not wait for frames that wait for the answer."""
         if isinstance(frame, LLMContextFrame):
             self._supersede_answer()
         await super().queue_frame(frame, direction, callback)
+        if isinstance(frame, SESSION_ENDS) and self._follower.status is AttemptStatus.VOID:
+            self._supersede_answer()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Answer contexts; pass on the rest, in its place."""
-        self._attempts.hear(frame)
+        """Answer contexts; pass on every other frame in its place."""
         if isinstance(frame, InterruptionFrame):
             self._interruption = frame.id
         if isinstance(frame, LLMContextFrame):
@@ -183,45 +166,11 @@ class AnthropicLLM(AnthropicLLMService):
             await self._answer_is_over()
             if frame.id < self._interruption:
                 return  # the interruption came after it, and has overtaken it
-            self._attempt = attempt_of(frame)
-            if self._standing() is Standing.VOID:
-                return  # its withdrawal has overtaken it
-            self._ticket = Ticket(Priority.SPECULATIVE)
-            self._settled.clear()
         elif direction == FrameDirection.DOWNSTREAM and not isinstance(frame, SystemFrame):
             await self._answer_is_over()
         if isinstance(frame, WarmUpFrame):
             await self._warm_up(frame.context)
         await super().process_frame(frame, direction)
-        if self._attempts.priority(self._attempt) is Priority.COMMITTED:
-            self._ticket.commit()
-        if self._standing() is not Standing.PENDING:
-            self._settled.set()
-
-    def _standing(self) -> Standing:
-        return self._attempts.standing(self._attempt)
-
-    async def push_frame(
-        self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
-    ) -> None:
-        """Push a frame; what begins, withdraws or fails a speculative answer says which one."""
-        if self._attempt is not None and (
-            isinstance(frame, LLMFullResponseStartFrame | EagerEndOfTurnCancelFrame)
-            or (isinstance(frame, ErrorFrame) and asyncio.current_task() is self._answer)
-        ):
-            mark_attempt(frame, self._attempt)
-        await super().push_frame(frame, direction)
-
-    async def start_llm_usage_metrics(self, tokens: LLMTokenUsage) -> None:
-        """Report the tokens of an answer; those of a speculative one are counted apart too."""
-        await super().start_llm_usage_metrics(tokens)
-        if self._attempt is not None:
-            await self.broadcast_frame(
-                SpeculationCostFrame,
-                attempt=self._attempt,
-                input_tokens=tokens.total_tokens - tokens.completion_tokens,
-                output_tokens=tokens.completion_tokens,
-            )
 
     async def push_error(
         self,
@@ -247,9 +196,12 @@ class AnthropicLLM(AnthropicLLMService):
         self._receiving = True
         self._answer = self.create_task(self._respond(context), "answer")
 
+    async def _context_processed(self) -> None:
+        """The answer goes on in a task of its own."""
+
     async def _respond(self, context: LLMContext) -> None:
-        self._said = self._failed = False
-        workload = self._engine.workload.holding(self._ticket) if self._engine else nullcontext()
+        ticket = self._follower.ticket
+        workload = self._engine.workload.holding(ticket) if self._engine else nullcontext()
         try:
             with workload:
                 await super()._process_context(context)
@@ -258,21 +210,21 @@ class AnthropicLLM(AnthropicLLMService):
             if self._events is not None:
                 # Cancelled between two tokens, the stream would stay open until collected.
                 await self._events.aclose()
-        if (self._failed or not self._said) and self._speculation_gate.is_speculating:
-            await self.broadcast_frame(EagerEndOfTurnCancelFrame)
+        await self._withdraw_if_in_vain()
 
     async def run_function_calls(self, function_calls: Sequence[FunctionCallFromLLM]) -> None:
-        """Call tools when the turn has ended, and nobody if the answer is void by then."""
-        if function_calls and self._standing() is Standing.PENDING:
+        """Call tools once the turn has ended on their answer; begin the safe ones before."""
+        safe: list[EarlyTool] = []
+        if self._follower.is_pending:
             safe = self._begin_safe_tools(function_calls)
-            try:
-                await self._settled.wait()
-            finally:
-                if self._standing() is not Standing.CONFIRMED:
-                    for tool in safe:
-                        tool.give_up()
-        if self._standing() is not Standing.VOID:
-            await super().run_function_calls(function_calls)
+        try:
+            if function_calls:
+                await self._follower.verdict()
+        finally:
+            if self._follower.status is not AttemptStatus.CONFIRMED:
+                for tool in safe:
+                    tool.give_up()
+        await super().run_function_calls(function_calls)
 
     def _begin_safe_tools(self, calls: Sequence[FunctionCallFromLLM]) -> list[EarlyTool]:
         begun: list[EarlyTool] = []
@@ -307,8 +259,6 @@ class AnthropicLLM(AnthropicLLMService):
     async def _push_llm_text(self, text: str) -> None:
         if not self._said:
             text = text.lstrip()
-        if text:
-            self._said = True
         for start in range(0, len(text), _PIECE_LETTERS):
             if start:
                 await asyncio.sleep(0)  # other sessions have their turn
@@ -392,7 +342,7 @@ class AnthropicLLM(AnthropicLLMService):
             words += len(getattr(getattr(event, "delta", None), "text", None) or "")
             if words >= self._stage.max_speculative_letters:
                 patience.pause()
-                await self._settled.wait()
+                await self._follower.verdict()
                 patience.renew()
 
     async def _busy_slots(self) -> int:

@@ -18,7 +18,7 @@ from pipecat.frames.frames import (
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 
 from headstart.frames import SpeculationDroppedFrame, attempt_of
-from headstart.processors.speculation.attempts import Attempts, Standing
+from headstart.processors.speculation.attempts import Attempts, AttemptStatus
 
 
 class _State(StrEnum):
@@ -64,10 +64,10 @@ class Hold:
             leaving = self._drop()
             self._attempt = attempt_of(frame)
             self._state = {
-                Standing.CONFIRMED: _State.OPEN,
-                Standing.PENDING: _State.HOLDING,
-                Standing.VOID: _State.DROPPING,
-            }[self._attempts.standing(self._attempt)]
+                AttemptStatus.CONFIRMED: _State.OPEN,
+                AttemptStatus.PENDING: _State.HOLDING,
+                AttemptStatus.VOID: _State.DROPPING,
+            }[self._attempts.status(self._attempt)]
         if self._state is _State.OPEN:
             leaving.append(frame)
         else:
@@ -89,10 +89,10 @@ class Hold:
     def _judge(self, *, interrupted: bool = False) -> list[Frame]:
         if self._state is not _State.HOLDING:
             return []
-        standing = self._attempts.standing(self._attempt)
-        if standing is Standing.VOID or interrupted:
+        status = self._attempts.status(self._attempt)
+        if status is AttemptStatus.VOID or interrupted:
             return self._drop()
-        if standing is Standing.CONFIRMED:
+        if status is AttemptStatus.CONFIRMED:
             self._state = _State.OPEN
             released, self._held = self._held, []
             return released

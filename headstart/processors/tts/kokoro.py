@@ -15,28 +15,21 @@ from loguru import logger
 from numpy.typing import NDArray
 from pipecat.frames.frames import (
     CancelFrame,
-    EagerEndOfTurnCancelFrame,
     EndFrame,
     ErrorFrame,
     Frame,
-    InterruptionFrame,
-    LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
-    LLMTextFrame,
-    SystemFrame,
     TTSAudioRawFrame,
     TTSStoppedFrame,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
-from pipecat.services.tts_service import TTSService
 
 from headstart.engines import hub
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES
-from headstart.engines.queue import Priority, Ticket
 from headstart.errors import HeadstartError
-from headstart.frames import attempt_of, mark_attempt
-from headstart.processors.speculation.attempts import Attempts, Standing
+from headstart.processors.speculation.attempts import AttemptStatus
+from headstart.processors.speculation.following import FollowingTTS
 from headstart.processors.tts.aggregator import ClauseAggregator
 from headstart.processors.tts.context import SpeechContext
 from headstart.processors.tts.settings import KokoroLiveSettings, KokoroSettings, language_of
@@ -59,7 +52,7 @@ class _Request:
     text: str | None
 
 
-class KokoroTTS(TTSService):
+class KokoroTTS(FollowingTTS):
     """Speaks the reply clause by clause while it is still being written.
 
     Synthesis runs beside the frames: `run_tts` only queues the text, and one task of the
@@ -102,14 +95,8 @@ class KokoroTTS(TTSService):
         self._speaker: asyncio.Task[None] | None = None
         self._clause: tuple[str, asyncio.Task[None]] | None = None
         self._contexts: dict[str, SpeechContext] = {}
-        self._attempts = Attempts()
-        self._attempt: int | None = None
-        """The attempt that the answer being spoken belongs to, if it is speculative."""
-        self._standing = Standing.CONFIRMED
-        self._settled = asyncio.Event()
-        self._settled.set()
         self._ahead_secs = 0.0
-        self._ticket = Ticket()
+        """Speech made of the current answer, as long as it was not confirmed."""
 
     @classmethod
     def required_assets(cls, settings: KokoroSettings) -> tuple[str, ...]:
@@ -161,62 +148,25 @@ class KokoroTTS(TTSService):
     async def cleanup(self) -> None:
         """End the task that speaks."""
         await self._end_speaker()
-        await super().cleanup()  # type: ignore[no-untyped-call]
+        await super().cleanup()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Speak; of an answer that is not confirmed yet only the beginning."""
-        self._attempts.hear(frame)
         if isinstance(frame, LLMFullResponseStartFrame):
-            self._begin_answer(attempt_of(frame))
-        elif self._standing is Standing.PENDING and isinstance(frame, SystemFrame):
-            await self._judge(frame, direction)
-        if self._standing is Standing.VOID and isinstance(
-            frame, LLMFullResponseStartFrame | LLMTextFrame | LLMFullResponseEndFrame
-        ):
-            return
+            self._ahead_secs = 0.0
         await super().process_frame(frame, direction)
 
-    def _begin_answer(self, attempt: int | None) -> None:
-        self._attempt = attempt
-        self._standing = self._attempts.standing(attempt)
-        self._ahead_secs = 0.0
-        if self._standing is Standing.PENDING:
-            self._settled.clear()
-        else:
-            self._settled.set()
-        self._ticket = Ticket(self._attempts.priority(attempt))
-
-    async def _judge(self, frame: SystemFrame, direction: FrameDirection) -> None:
-        self._standing = self._attempts.standing(self._attempt)
-        if isinstance(frame, InterruptionFrame):
-            self._standing = Standing.VOID
-            self._settled.set()
-        elif self._standing is Standing.CONFIRMED:
-            self._confirm()
-        elif self._standing is Standing.VOID:
-            await self._withdraw(direction)
-        elif self._attempts.priority(self._attempt) is Priority.COMMITTED:
-            self._ticket.commit()
-
-    def _confirm(self) -> None:
+    def _confirmed(self) -> None:
         """What was made is heard from now on, and the rest is urgent."""
-        self._ticket.commit()
         for context in self._contexts.values():
             context.begin_playback(self.get_clock().get_time())
             self._say_when_due(context)
-        self._settled.set()
 
     def _say_when_due(self, context: SpeechContext) -> None:
         """Let others go first as long as what has been made is still to be heard."""
-        if self._standing is Standing.CONFIRMED:
+        if self._follower.status is AttemptStatus.CONFIRMED:
             left_secs = context.left_secs(self.get_clock().get_time())
-            self._ticket.due = time.monotonic() + left_secs - _IN_HAND_SECS
-
-    async def _withdraw(self, direction: FrameDirection) -> None:
-        """Drop all that was made and queued, as an interruption does; the bot never spoke."""
-        await self._start_interruption()  # type: ignore[no-untyped-call]
-        await self._handle_interruption(InterruptionFrame(), direction)
-        self._settled.set()
+            self._follower.ticket.due = time.monotonic() + left_secs - _IN_HAND_SECS
 
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None]:
         """Queue `text`; its audio and words come into the context as they are made.
@@ -274,7 +224,7 @@ class KokoroTTS(TTSService):
             awake = self.create_task(self._keep_waiting(context_id), "keep-waiting")
             try:
                 if self._ahead_secs >= _AHEAD_SECS:
-                    await self._settled.wait()
+                    await self._follower.verdict()
                 if self.audio_context_available(context_id):  # not withdrawn meanwhile
                     await self._speak_apart(request.text, context_id)
             finally:
@@ -298,7 +248,7 @@ class KokoroTTS(TTSService):
                 text,
                 voice=str(self._settings.voice),
                 speed=self._speed,
-                ticket=self._ticket,
+                ticket=self._follower.ticket,
                 cut=False,
             )
             async with aclosing(pieces):
@@ -313,18 +263,11 @@ class KokoroTTS(TTSService):
                         context_id,
                     )
         except Exception as error:  # whatever it is, the conversation goes on without this clause
-            if self._standing is Standing.PENDING and self._attempt is not None:
-                logger.debug(f"{self}: attempt {self._attempt} is given up: {error}")
-                await self._give_up(self._attempt)
+            if self._follower.is_pending:
+                logger.debug(f"{self}: attempt {self._follower.attempt} is given up: {error}")
+                await self._give_up()
             else:
                 await self.append_to_audio_context(context_id, ErrorFrame(f"Kokoro: {error}"))
-
-    async def _give_up(self, attempt: int) -> None:
-        """Withdraw an answer that cannot be spoken whole; the end of the turn asks for another."""
-        for direction in FrameDirection:
-            withdrawal = EagerEndOfTurnCancelFrame()
-            mark_attempt(withdrawal, attempt)
-            await self.push_frame(withdrawal, direction)
 
     async def _push_audio(self, samples: NDArray[np.float32], context_id: str) -> None:
         audio = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()

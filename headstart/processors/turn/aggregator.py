@@ -27,6 +27,7 @@ from pipecat.utils.string import TextPartForConcatenation
 
 from headstart.engines.smart_turn import SmartTurnOptions
 from headstart.frames import AnswerCutFrame, ProgressiveTranscriptionFrame, mark_attempt
+from headstart.processors.speculation.attempts import SESSION_ENDS
 from headstart.processors.turn.strategy import LateWordsStrategy, TurnEndStrategy, TurnSettings
 from headstart.processors.turn.trigger.machine import TriggerPolicy
 from headstart.processors.turn.trigger.settings import EarlyTrigger
@@ -113,6 +114,9 @@ class UserTurn(LLMUserAggregator):
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Collect words, and follow what happens to the turn."""
+        if isinstance(frame, SESSION_ENDS) and direction is FrameDirection.DOWNSTREAM:
+            # Before the frame goes on: a later stage must not wait for a verdict behind it.
+            await self.stop_strategy.session_ends()
         if isinstance(frame, TranscriptionFrame | ProgressiveTranscriptionFrame):
             # A turn is open, or begins with these words.
             if self.stop_strategy.in_turn or (

@@ -192,10 +192,16 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
             self._engine = await hub.shared.get(SmartTurnEngine, SmartTurnOptions())
 
     async def cleanup(self) -> None:
-        """End the judging that is under way."""
+        """End what is under way."""
+        await self.session_ends()
+        await super().cleanup()  # type: ignore[no-untyped-call]
+
+    async def session_ends(self) -> None:
+        """No turn ends any more: withdraw the pending attempt, and stop waiting."""
         await self._stop_judging()
         await self._stop_waiting()
-        await super().cleanup()  # type: ignore[no-untyped-call]
+        if self.trigger is not None:
+            await self._follow(self.trigger.session_ended())
 
     async def handle_user_turn_started(self) -> None:
         """A turn has begun."""

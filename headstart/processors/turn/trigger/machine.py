@@ -152,6 +152,7 @@ class TriggerPolicy:
         self._begun = 0
         self._interrupting = False
         self._was_busy = False
+        self._is_over = False
 
     @property
     def pending(self) -> Attempt | None:
@@ -266,6 +267,15 @@ class TriggerPolicy:
         self._turn.given_up = self._turn.pending.text
         return self._abort(Reason.CANCELLED)
 
+    def session_ended(self) -> Decision:
+        """The conversation is over: what is pending is aborted, and nothing begins any more."""
+        self._is_over = True
+        decision = Decision(Action.WAIT, Reason.NOTHING_PENDING)
+        if self._turn.pending is not None:
+            decision = self._abort(Reason.SESSION_ENDED)
+        self._turn = _Turn()
+        return decision
+
     def turn_dropped(self) -> Decision:
         """The turn is over, perhaps without `turn_ended`: nothing that was heard of it counts."""
         decision = self.cancel()
@@ -312,6 +322,8 @@ class TriggerPolicy:
         settings, turn = self._settings, self._turn
         if not settings.enabled:
             return Reason.OFF
+        if self._is_over:
+            return Reason.SESSION_ENDED
         if turn.pending is not None:
             return Reason.ALREADY_FIRED
         if len(turn.heard.split()) < settings.min_words:

@@ -42,7 +42,8 @@ class Reason(StrEnum):
     RESUMED = "resumed"
     """The recogniser had taken the turn for over, and no longer does."""
     CANCELLED = "cancelled"
-    """From outside: a barge-in, an empty or failed answer, the end of the session."""
+    """From outside: a barge-in, an empty or failed answer."""
+    SESSION_ENDED = "session ended"
     SAME_WORDS = "same words"
     ONLY_FILLERS = "only fillers"
 
