@@ -15,7 +15,7 @@ _lock = threading.Lock()
 _conversations = 0
 
 
-def spare() -> None:
+def freeze() -> None:
     """A conversation begins; if it is the only one, freeze what there is."""
     global _conversations
     with _lock:
@@ -25,7 +25,7 @@ def spare() -> None:
             gc.freeze()
 
 
-def resume() -> None:
+def release() -> None:
     """A conversation is over; after the last, its objects and all others may be collected."""
     global _conversations
     with _lock:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from loguru import logger
 from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
@@ -16,20 +17,28 @@ from pipecat.frames.frames import (
 )
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
 
 from headstart.config.spec import PipelineSpec
 from headstart.errors import HeadstartError
 from headstart.frames import ProgressiveTranscriptionFrame, WarmUpFrame
-from headstart.pipeline import gc_freeze as collector
+from headstart.pipeline import gc_freeze
 from headstart.pipeline.build import Built, build
 from headstart.pipeline.timeline.observer import Timeline, TurnRecord
+from headstart.pipeline.watch import WatchedPipeline
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 _OPEN_TIMEOUT_SECS = 120.0
 """Models load while a session opens; a cold disk is slow."""
 _CANCEL_TIMEOUT_SECS = 1.0
+"""A pipeline that is cancelled has this long to pass the news on."""
+_CLOSE_TIMEOUT_SECS = 4.0
+"""Longest wait for a cancelled pipeline; what is left then is cancelled task by task."""
+_FORCE_TIMEOUT_SECS = 1.0
+END_TIMEOUT_SECS = 30.0
+"""Longest wait, by default, for the bot to finish what it is saying."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Said:
-    """Words the bot has just begun to say."""
+    """Words of the bot, as they are heard."""
 
     text: str
 
@@ -110,9 +119,9 @@ class Session:
         self._watchers = [self.timeline, _Listener(self._events)]
         self._observers = list(observers)
         self._worker: PipelineWorker | None = None
-        self._runner: WorkerRunner | None = None
         self._running: asyncio.Task[None] | None = None
-        self._spares_collector = False
+        self._holds_gc_freeze = False
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         """Build the pipeline, load its models and warm it up.
@@ -136,10 +145,12 @@ class Session:
         worker.add_event_handler("on_frame_reached_downstream", on_warm)
         worker.add_event_handler("on_pipeline_error", on_error)
         self._worker = worker
-        self._runner = WorkerRunner(handle_sigint=False)
-        await self._runner.add_workers(worker)
-        self._running = asyncio.create_task(self._runner.run(), name="session")
+        runner = WorkerRunner(handle_sigint=False)
+        await runner.add_workers(worker)
+        self._running = asyncio.create_task(_run(runner, built.pipeline), name="session")
         self._running.add_done_callback(lambda _: _give_up(opened))
+        # However the pipeline ends, by `close` or by itself: whoever listens must hear of it.
+        self._running.add_done_callback(self._ran)
         await worker.queue_frame(WarmUpFrame(context=built.context))
         try:
             async with asyncio.timeout(_OPEN_TIMEOUT_SECS):
@@ -152,8 +163,9 @@ class Session:
         except BaseException:
             await self.close()
             raise
-        collector.spare()
-        self._spares_collector = True
+        if not self._is_over:
+            gc_freeze.freeze()
+            self._holds_gc_freeze = True
         return self
 
     async def __aexit__(
@@ -206,23 +218,49 @@ class Session:
         while (event := await self._events.get()) is not None:
             yield event
 
-    async def end(self) -> None:
-        """Let the bot finish what it is saying, then close."""
-        if self._worker is not None and self._running is not None:
+    async def end(self, timeout_secs: float = END_TIMEOUT_SECS) -> None:
+        """Let the bot finish what it is saying, then close.
+
+        An answer whose turn has not ended is withdrawn.
+
+        Args:
+            timeout_secs: Longest wait for the bot; after it, the conversation is closed.
+        """
+        if self._worker is not None and self._running is not None and not self._running.done():
             await self._worker.queue_frame(EndFrame())
-            await asyncio.wait([self._running])
+            _, late = await asyncio.wait([self._running], timeout=timeout_secs)
+            if late:
+                logger.warning(f"the bot has not finished within {timeout_secs:g} s; closing")
         await self.close()
 
     async def close(self) -> None:
-        """End the conversation at once; the turn that is open gets its record."""
-        if self._runner is None or self._running is None:
+        """End the conversation at once; the turn that is open gets its record.
+
+        Takes a few seconds at most, whatever the stages do.
+        """
+        if self._running is None:
             return
-        await self._runner.cancel()
-        await asyncio.wait([self._running])
-        self._runner = None
-        if self._spares_collector:
-            self._spares_collector = False
-            collector.resume()
+        if not self._running.done():
+            if not self._running.cancelling():
+                self._running.cancel()
+            limit_secs = _CLOSE_TIMEOUT_SECS + 4 * _FORCE_TIMEOUT_SECS
+            await asyncio.wait([self._running], timeout=limit_secs)
+        self._finish()
+
+    def _ran(self, running: asyncio.Task[None]) -> None:
+        if not running.cancelled() and (error := running.exception()) is not None:
+            logger.error(f"the pipeline failed: {error}")
+            self._events.put_nowait(Failed(f"the pipeline failed: {error}"))
+        self._finish()
+
+    def _finish(self) -> None:
+        """Tell everybody who waits for something that the conversation is over; once."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._holds_gc_freeze:
+            self._holds_gc_freeze = False
+            gc_freeze.release()
         self.timeline.finish()
         self._events.put_nowait(None)
 
@@ -234,22 +272,53 @@ class Session:
         self._events.put_nowait(TurnEnded(record))
 
 
+async def _run(runner: WorkerRunner, pipeline: WatchedPipeline) -> None:
+    """Run the pipeline until it ends. Cancelling this ends it in bounded time.
+
+    `asyncio.run` cancels all tasks of the loop at once when the program ends. Then no frame moves
+    any more, and Pipecat's runner would wait for its worker for ever.
+    """
+    running = asyncio.create_task(runner.run(), name="session-runner")
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        if not running.cancelling():
+            await runner.cancel()
+            await asyncio.wait([running], timeout=_CLOSE_TIMEOUT_SECS)
+        for _ in range(2):  # the runner takes the first for a request, and waits for its worker
+            if not running.done():
+                running.cancel()
+                await asyncio.wait([running], timeout=_FORCE_TIMEOUT_SECS)
+        if not running.done():
+            logger.warning("a task of the pipeline ignores its cancellation: it is left behind")
+        raise
+    finally:
+        if not pipeline.is_clean:
+            cleaning = asyncio.ensure_future(pipeline.cleanup())
+            await asyncio.wait([cleaning], timeout=_FORCE_TIMEOUT_SECS)
+            cleaning.cancel()
+
+
 class _Listener(BaseObserver):
     """Tells the session's listeners what is heard, said and gone wrong."""
 
     def __init__(self, events: asyncio.Queue[Event | None]) -> None:
-        super().__init__(observe_every_push=False)
+        super().__init__(observe_every_push=True)
         self._events = events
 
     async def on_push_frame(self, data: FramePushed) -> None:
         frame = data.frame
-        if isinstance(frame, TranscriptionFrame):
+        if isinstance(frame, TTSTextFrame):
+            # Before the output, words may belong to an answer that is never heard, or be cut.
+            if isinstance(data.source, BaseOutputTransport):
+                self._events.put_nowait(Said(frame.text))
+        elif not data.first_push:
+            return
+        elif isinstance(frame, TranscriptionFrame):
             if frame.text:
                 self._events.put_nowait(Heard(frame.text, final=True, confidence=None))
         elif isinstance(frame, ProgressiveTranscriptionFrame):
             self._events.put_nowait(Heard(frame.text, final=False, confidence=frame.confidence))
-        elif isinstance(frame, TTSTextFrame):
-            self._events.put_nowait(Said(frame.text))
         elif isinstance(frame, ErrorFrame):
             self._events.put_nowait(Failed(frame.error))
 

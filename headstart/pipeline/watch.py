@@ -27,12 +27,15 @@ class WatchedPipeline(Pipeline):
     """
 
     _watchers: Sequence[BaseObserver] = ()
+    is_clean = False
+    """Whether the stages have been cleaned up."""
 
     def watch(self, watchers: Sequence[BaseObserver]) -> None:
-        """Tell these observers of each frame when it is pushed first, right then.
+        """Tell these observers of each frame when it is pushed, right then.
 
         Args:
-            watchers: Must neither wait nor take long; hear only of first pushes.
+            watchers: Must neither wait nor take long. As with Pipecat, those that were made with
+                `observe_every_push=False` hear of a frame's first push only.
         """
         self._watchers = watchers
 
@@ -43,7 +46,10 @@ class WatchedPipeline(Pipeline):
         await super().setup(watched)
 
     async def cleanup(self) -> None:
-        """Clean up the stages, then the watchers."""
+        """Clean up the stages, then the watchers; once."""
+        if self.is_clean:
+            return
+        self.is_clean = True
         await super().cleanup()  # type: ignore[no-untyped-call]
         for watcher in self._watchers:
             await watcher.cleanup()  # type: ignore[no-untyped-call]
@@ -53,18 +59,20 @@ class _Watch(BaseObserver):
     def __init__(self, watchers: Sequence[BaseObserver], others: BaseObserver | None) -> None:
         super().__init__()
         self._watchers = watchers
+        self._of_every_push = [w for w in watchers if w.observe_every_push]
         self._others = others or BaseObserver()
         self._seen: weakref.WeakValueDictionary[int, Frame] = weakref.WeakValueDictionary()
 
     async def on_push_frame(self, data: FramePushed) -> None:
         frame = data.frame
-        if frame.id not in self._seen:
+        data.first_push = frame.id not in self._seen
+        if data.first_push:
             self._seen[frame.id] = frame
-            for watcher in self._watchers:
-                try:
-                    await watcher.on_push_frame(data)
-                except Exception:  # the conversation goes on without its observer
-                    logger.exception(f"{watcher} failed on {frame}")
+        for watcher in self._watchers if data.first_push else self._of_every_push:
+            try:
+                await watcher.on_push_frame(data)
+            except Exception:  # the conversation goes on without its observer
+                logger.exception(f"{watcher} failed on {frame}")
         await self._others.on_push_frame(data)
 
     async def on_process_frame(self, data: FrameProcessed) -> None:
