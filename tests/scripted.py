@@ -50,6 +50,7 @@ from headstart.engines.workload import Workload
 from headstart.errors import EngineError
 from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.pipeline.build import Built, build
+from headstart.pipeline.session import Session
 from headstart.processors.llm import AnthropicLLM, LLMSettings, anthropic
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
@@ -148,6 +149,9 @@ class ScriptedLLM(AnthropicLLM):
         )
         self._client = client
         self.register_function("look", self._look)
+
+    async def _warm_up(self, context: LLMContext) -> None:
+        """The script needs no connection."""
 
     async def _look(self, params: FunctionCallParams) -> None:
         now = _now()
@@ -351,7 +355,8 @@ class World(BaseObserver):
         self.transport = MemoryTransport(on_played=self._played)
         # The script is its client; one of the SDK's would read certificates for 40 ms.
         with patch.object(anthropic, "client_for", lambda _: object()):
-            self.built = build(_spec(stages, plain, bool(heard_with)), self.transport)
+            self.spec = _spec(stages, plain, bool(heard_with))
+            self.built = build(self.spec, self.transport)
         self.llm = _stage(self.built, ScriptedLLM)
         self.frames: list[tuple[float, Frame]] = []
         """Every frame that was pushed downstream, where it was pushed first."""
@@ -361,6 +366,11 @@ class World(BaseObserver):
         self.said: list[str] = []
         """The user's words, as the recogniser gave them for good."""
         self._speaking = False
+        self._worker: PipelineWorker
+
+    def session(self) -> WorldSession:
+        """A session that holds this conversation, in place of `run`."""
+        return WorldSession(self)
 
     async def run(self, script: Callable[[], Any]) -> None:
         """Play the script through the pipeline."""
@@ -455,6 +465,23 @@ class World(BaseObserver):
         pieces = self.heard[-1].pieces
         if not pieces or pieces[-1] != count:
             pieces.append(count)
+
+
+class WorldSession(Session):
+    """The real session, on the world's pipeline and in its time."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.spec, world.transport)
+        self._watchers.append(world)
+        self.world = world
+        self._clock = _Clock()
+
+    def _build(self) -> Built:
+        return self.world.built
+
+    def _make_worker(self, built: Built) -> PipelineWorker:
+        self.world._worker = super()._make_worker(built)
+        return self.world._worker
 
 
 def _stage(built: Built, kind: type[Any]) -> Any:

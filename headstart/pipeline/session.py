@@ -9,9 +9,12 @@ from types import TracebackType
 from typing import Self
 
 from loguru import logger
+from pipecat.clocks.base_clock import BaseClock
+from pipecat.clocks.system_clock import SystemClock
 from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
+    Frame,
     TranscriptionFrame,
     TTSTextFrame,
 )
@@ -118,6 +121,7 @@ class Session:
         self.timeline = Timeline(zero_ns=self._zero_ns, on_turn=self._turn_ended)
         self._watchers = [self.timeline, _Listener(self._events)]
         self._observers = list(observers)
+        self._clock: BaseClock = SystemClock()  # type: ignore[no-untyped-call]
         self._worker: PipelineWorker | None = None
         self._running: asyncio.Task[None] | None = None
         self._holds_gc_freeze = False
@@ -129,7 +133,7 @@ class Session:
         Raises:
             HeadstartError: A stage could not be built or set up.
         """
-        built = build(self._spec, self._transport)
+        built = self._build()
         worker = self._make_worker(built)
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -141,6 +145,11 @@ class Session:
             if not opened.done():
                 opened.set_exception(_as_headstart_error(frame))
 
+        async def on_end(worker: PipelineWorker, frame: Frame) -> None:
+            # A stage may push an EndFrame itself, of which the stages before it do not hear.
+            await worker.cancel()
+
+        worker.add_event_handler("on_pipeline_finished", on_end)
         worker.set_reached_downstream_filter((WarmUpFrame,))
         worker.add_event_handler("on_frame_reached_downstream", on_warm)
         worker.add_event_handler("on_pipeline_error", on_error)
@@ -177,11 +186,15 @@ class Session:
         """End the conversation at once."""
         await self.close()
 
+    def _build(self) -> Built:
+        return build(self._spec, self._transport)
+
     def _make_worker(self, built: Built) -> PipelineWorker:
         built.pipeline.watch(self._watchers)
         return PipelineWorker(
             built.pipeline,
             params=self._params(),
+            clock=self._clock,
             observers=self._observers,
             # Only what somebody needs: each of these watches every step of every frame.
             enable_rtvi=False,
@@ -289,14 +302,24 @@ async def _run(runner: WorkerRunner, pipeline: WatchedPipeline) -> None:
             if not running.done():
                 running.cancel()
                 await asyncio.wait([running], timeout=_FORCE_TIMEOUT_SECS)
-        if not running.done():
-            logger.warning("a task of the pipeline ignores its cancellation: it is left behind")
         raise
     finally:
-        if not pipeline.is_clean:
-            cleaning = asyncio.ensure_future(pipeline.cleanup())
-            await asyncio.wait([cleaning], timeout=_FORCE_TIMEOUT_SECS)
-            cleaning.cancel()
+        await _clean_up(runner, pipeline)
+
+
+async def _clean_up(runner: WorkerRunner, pipeline: WatchedPipeline) -> None:
+    """Release what a pipeline that could not end in order has left: its stages, then all tasks."""
+    if not pipeline.is_clean:
+        cleaning = asyncio.create_task(pipeline.cleanup(), name="session-cleanup")
+        await asyncio.wait([cleaning], timeout=_FORCE_TIMEOUT_SECS)
+        cleaning.cancel()
+    tasks = [task for task in runner.task_manager.current_tasks() if not task.done()]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _, left = await asyncio.wait(tasks, timeout=_FORCE_TIMEOUT_SECS)
+        for task in left:
+            logger.warning(f"{task.get_name()} ignores its cancellation: it is left behind")
 
 
 class _Listener(BaseObserver):
