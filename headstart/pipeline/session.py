@@ -20,6 +20,7 @@ from pipecat.frames.frames import (
 )
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.runner import WorkerRunner
@@ -121,6 +122,8 @@ class Session:
         self.timeline = Timeline(zero_ns=self._zero_ns, on_turn=self._turn_ended)
         self._watchers = [self.timeline, _Listener(self._events)]
         self._observers = list(observers)
+        self.context = LLMContext()
+        """The conversation: what the user said, and what was heard of the bot."""
         self._clock: BaseClock = SystemClock()  # type: ignore[no-untyped-call]
         self._worker: PipelineWorker | None = None
         self._running: asyncio.Task[None] | None = None
@@ -134,6 +137,7 @@ class Session:
             HeadstartError: A stage could not be built or set up.
         """
         built = self._build()
+        self.context = built.context
         worker = self._make_worker(built)
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
