@@ -29,10 +29,11 @@ class WatchedPipeline(Pipeline):
     _watchers: Sequence[BaseObserver] = ()
 
     def watch(self, watchers: Sequence[BaseObserver]) -> None:
-        """Tell these observers of each frame when it is pushed first, right then.
+        """Tell these observers of each frame when it is pushed, right then.
 
         Args:
-            watchers: Must neither wait nor take long; hear only of first pushes.
+            watchers: Must neither wait nor take long. As with Pipecat, those that were made with
+                `observe_every_push=False` hear of a frame's first push only.
         """
         self._watchers = watchers
 
@@ -53,18 +54,20 @@ class _Watch(BaseObserver):
     def __init__(self, watchers: Sequence[BaseObserver], others: BaseObserver | None) -> None:
         super().__init__()
         self._watchers = watchers
+        self._of_every_push = [w for w in watchers if w.observe_every_push]
         self._others = others or BaseObserver()
         self._seen: weakref.WeakValueDictionary[int, Frame] = weakref.WeakValueDictionary()
 
     async def on_push_frame(self, data: FramePushed) -> None:
         frame = data.frame
-        if frame.id not in self._seen:
+        data.first_push = frame.id not in self._seen
+        if data.first_push:
             self._seen[frame.id] = frame
-            for watcher in self._watchers:
-                try:
-                    await watcher.on_push_frame(data)
-                except Exception:  # the conversation goes on without its observer
-                    logger.exception(f"{watcher} failed on {frame}")
+        for watcher in self._watchers if data.first_push else self._of_every_push:
+            try:
+                await watcher.on_push_frame(data)
+            except Exception:  # the conversation goes on without its observer
+                logger.exception(f"{watcher} failed on {frame}")
         await self._others.on_push_frame(data)
 
     async def on_process_frame(self, data: FrameProcessed) -> None:
