@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headstart import assets
 from headstart.engines.llama import LlamaEngine, LlamaOptions
+from headstart.engines.llama_prompts import PromptCache
+from headstart.engines.llama_slots import Slots
 from headstart.errors import AssetError, EngineError
 
 DEADLINE_SECS = 20
@@ -92,3 +97,122 @@ def test_what_is_no_model_is_an_error_of_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(AssetError, match="no model file"):
         LlamaEngine.load(LlamaOptions(model=str(tmp_path / "absent.gguf")))
+
+
+# Prompts that are read ahead
+
+
+class FakeSlots:
+    """llama.cpp's slots as it tells of them, filled as they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.states: list[dict[str, Any]] = [
+            {"id": slot, "is_processing": False} for slot in range(count)
+        ]
+        self.read: list[tuple[str, int]] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.reading = asyncio.Event()
+        self.slots = Slots()
+        self.prompts = PromptCache(self.slots)
+
+    async def look(self) -> list[dict[str, Any]]:
+        return [dict(state) for state in self.states]
+
+    def use(self, slot: int) -> None:
+        last = max(state.get("id_task", 0) for state in self.states)
+        self.states[slot]["id_task"] = last + 1
+
+    async def fill(self, prompt: str, url: str = "http://one") -> None:
+        async def read(slot: int) -> None:
+            self.reading.set()
+            await self.go_on.wait()
+            self.use(slot)
+            self.read.append((prompt, slot))
+
+        await self.prompts.fill(url, prompt, self.look, read)
+
+
+async def test_sessions_that_open_together_have_a_prompt_read_once() -> None:
+    llama = FakeSlots(2)
+    llama.go_on.clear()
+    async with asyncio.timeout(DEADLINE_SECS), asyncio.TaskGroup() as tasks:
+        for prompt in ("a", "b", "a", "a"):
+            tasks.create_task(llama.fill(prompt))
+        await llama.reading.wait()
+        llama.go_on.set()
+    assert llama.read == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+async def test_the_next_session_reads_the_prompt_when_the_one_that_did_is_closed() -> None:
+    llama = FakeSlots(1)
+    llama.go_on.clear()
+    async with asyncio.timeout(DEADLINE_SECS):
+        closed, next_one = (asyncio.create_task(llama.fill("a")) for _ in range(2))
+        await llama.reading.wait()
+        closed.cancel()
+        llama.go_on.set()
+        await asyncio.wait([closed])
+        await next_one
+    assert closed.cancelled()
+    assert llama.read == [("a", 0)]
+
+
+async def test_a_prompt_that_could_not_be_read_fails_for_all_who_wait_and_is_tried_again() -> None:
+    llama = FakeSlots(1)
+    state = llama.states.pop()
+
+    async def look() -> list[dict[str, Any]]:
+        await asyncio.sleep(0)
+        if not llama.states:
+            raise EngineError("it died")
+        return await llama.look()
+
+    async def read(slot: int) -> None:
+        llama.read.append(("a", slot))
+
+    def fill() -> Awaitable[None]:
+        return llama.prompts.fill("http://one", "a", look, read)
+
+    async with asyncio.timeout(DEADLINE_SECS):
+        failures = await asyncio.gather(fill(), fill(), return_exceptions=True)
+        assert [str(failure) for failure in failures] == ["it died"] * 2
+        llama.states.append(state)
+        await fill()
+    assert llama.read == [("a", 0)]
+
+
+async def test_only_slots_that_hold_no_conversation_are_filled() -> None:
+    llama, conversation, other = FakeSlots(4), FakeSlots(0), FakeSlots(0)
+    llama.states[3]["is_processing"] = True
+    with llama.slots.answering(conversation):
+        llama.use(1)
+    await llama.fill("a")
+    assert llama.read == [("a", 0), ("a", 2)]
+    with llama.slots.answering(other):
+        llama.use(2)
+    await llama.fill("b")
+    assert llama.read[2:] == [("b", 0)], "0 has not been used since it was filled, 2 has"
+    llama.slots.left(conversation)
+    llama.slots.left(other)
+    await llama.fill("c")
+    assert llama.read[3:] == [("c", 0), ("c", 1), ("c", 2)]
+
+
+async def test_a_slot_that_a_conversation_may_have_taken_meanwhile_is_its_own() -> None:
+    llama, conversation = FakeSlots(1), FakeSlots(0)
+    llama.go_on.clear()
+    async with asyncio.timeout(DEADLINE_SECS), asyncio.TaskGroup() as tasks:
+        tasks.create_task(llama.fill("a"))
+        await llama.reading.wait()
+        with llama.slots.answering(conversation):
+            llama.go_on.set()
+    await llama.fill("b")
+    assert llama.read == [("a", 0)]
+
+
+async def test_a_restart_forgets_what_was_read() -> None:
+    llama = FakeSlots(1)
+    for url in ("http://one", "http://one", "http://two"):
+        await llama.fill("a", url)
+    assert llama.read == [("a", 0)] * 2

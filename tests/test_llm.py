@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -44,8 +46,9 @@ from headstart import assets
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine, LlamaOptions
 from headstart.errors import UsageError
-from headstart.frames import WarmUpFrame, mark_attempt
+from headstart.frames import WarmUpFrame, attempt_of, mark_attempt
 from headstart.processors.llm import AnthropicLLM, LLMSettings
+from headstart.processors.llm.errors import retry_after_secs, tidy
 
 PROMPT = "You are a helpful voice assistant. Answer in one short sentence."
 LLAMA = "llama://SmolLM2-135M"
@@ -94,6 +97,7 @@ class Talk:
 
     def __init__(self, **settings: Any) -> None:
         self.heard: list[Frame] = []
+        self.on_frame: Callable[[Frame], None] = lambda _: None
         self._came = asyncio.Event()
         self.stage = AnthropicLLM(LLMSettings(**{"base_url": LLAMA, **settings}))
         ears = [Ear(direction, self._note) for direction in reversed(FrameDirection)]
@@ -105,6 +109,7 @@ class Talk:
 
     def _note(self, frame: Frame) -> None:
         self.heard.append(frame)
+        self.on_frame(frame)
         self._came.set()
 
     async def send(self, *frames: Frame) -> None:
@@ -197,6 +202,10 @@ async def slots_are_free() -> bool:
     return not any(slot["is_processing"] for slot in slots)
 
 
+async def llama_is_dead() -> bool:
+    return (await llama()).pid is None
+
+
 async def slots_are_busy() -> bool:
     return not await slots_are_free()
 
@@ -235,6 +244,54 @@ async def test_warming_up_leaves_the_prompt_in_every_slot() -> None:
         for reply in replies:
             usage = reply.json()["usage"]
             assert usage["cache_read_input_tokens"] > 100 > usage["input_tokens"]
+
+
+async def last_tasks() -> dict[int, int | None]:
+    """The request that used each slot last."""
+    engine = await llama()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        url = f"{engine.base_url}/slots"
+        slots = (await client.get(url, headers={"x-api-key": engine.api_key})).json()
+    return {slot["id"]: slot.get("id_task") for slot in slots}
+
+
+async def warm_up(talking: Talk, prompt: str) -> None:
+    await talking.send(WarmUpFrame(context(prompt=prompt)))
+    await talking.until(WarmUpFrame)
+
+
+async def test_a_prompt_is_read_once_however_many_sessions_open() -> None:
+    prompt = "You sell tickets for the ferry to the island. " * 8
+    async with talk() as one, talk() as other, talk() as third:
+        await asyncio.gather(warm_up(one, prompt), warm_up(other, prompt))
+        before = await last_tasks()
+        await warm_up(third, prompt)
+        assert await last_tasks() == before
+
+
+async def test_warming_up_leaves_the_slot_of_a_conversation_alone() -> None:
+    async with talk(max_tokens=4) as one, talk() as other, talk() as third:
+        before = await last_tasks()
+        await one.answer(context("It rains in Bergen. " * 50))
+        during = await last_tasks()
+        (slot,) = [number for number in before if before[number] != during[number]]
+        await warm_up(other, "You sell tickets for the train. " * 8)
+        await warm_up(third, "You sell flowers at the market. " * 8)
+        assert (await last_tasks())[slot] == during[slot]
+        await one.answer(context("It rains in Bergen. " * 50, "Yes.", "Why?"))
+    assert one.unread[0] > 200 > 50 > one.unread[1]
+
+
+async def test_a_prompt_is_read_again_when_llama_has_been_restarted() -> None:
+    prompt = "You sell tickets for the night bus. " * 8
+    async with talk() as one, talk() as other:
+        await warm_up(one, prompt)
+        engine = await llama()
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await eventually(llama_is_dead)
+        await warm_up(other, prompt)
+        assert None not in (await last_tasks()).values()
 
 
 async def test_warming_up_leaves_nothing_to_prepare_on_the_event_loop_at_the_first_event() -> None:
@@ -415,15 +472,47 @@ async def api(*replies: Reply) -> AsyncIterator[tuple[str, list[bytes]]]:
         server.close()
 
 
-def refuses(status: int, kind: str, message: str) -> Reply:
+def refuses(
+    status: int, kind: str, message: str, *, page: str = "", retry: str = "retry-after-ms: 1"
+) -> Reply:
+    """Answers with an error, or with a page that no API would send."""
+
     async def reply(_: bytes, writer: asyncio.StreamWriter) -> None:
-        body = json.dumps({"type": "error", "error": {"type": kind, "message": message}})
+        error = {"type": "error", "error": {"type": kind, "message": message}}
+        body = page or json.dumps(error)
         writer.write(
-            f"HTTP/1.1 {status} No\r\ncontent-type: application/json\r\nretry-after-ms: 1\r\n"
+            f"HTTP/1.1 {status} No\r\ncontent-type: application/json\r\n{retry}\r\n"
             f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
         )
 
     return reply
+
+
+def streams(*events: dict[str, Any] | str) -> Reply:
+    """Streams what is given: events, or any text."""
+
+    async def reply(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+        writer.write(b"connection: close\r\n\r\n")
+        for event in events:
+            text = event
+            if isinstance(event, dict):
+                text = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+            writer.write(str(text).encode())
+            await writer.drain()
+
+    return reply
+
+
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"type": "content_block_delta", "index": 0, "delta": fields}
+
+
+def stops(reason: str) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": None}
+
+
+STOP = {"type": "message_stop"}
 
 
 def says(*words: str, whole: bool, error: str | None = None, calls: str | None = None) -> Reply:
@@ -471,6 +560,15 @@ async def stays_silent(_: bytes, writer: asyncio.StreamWriter) -> None:
     await asyncio.Event().wait()
 
 
+async def keeps_alive(_: bytes, writer: asyncio.StreamWriter) -> None:
+    """Sends what only tells that it lives, as proxies do, and no answer."""
+    await streams()(b"", writer)
+    while True:
+        writer.write(b": still here\n\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
 KEY = "sk-ant-api03-very-secret-indeed"
 
 
@@ -484,6 +582,26 @@ KEY = "sk-ant-api03-very-secret-indeed"
         (says("Once upon", whole=False), 1, "broke off"),
         (says("Once", whole=False, error="overloaded_error"), 1, "overloaded_error: Overloaded"),
         (stays_silent, None, "silent for 0.5 s"),
+        (keeps_alive, None, "silent for 0.5 s"),
+        # Nobody waits until then.
+        (
+            refuses(429, "rate_limit_error", "slow down", retry="retry-after: 30"),
+            1,
+            "rate_limit_error: slow down; it takes requests again in 30 s",
+        ),
+        (
+            refuses(529, "overloaded_error", "too much", retry="retry-after: 3600"),
+            1,
+            "overloaded_error: too much; it takes requests again in 3600 s",
+        ),
+        (refuses(401, "authentication_error", f"not {KEY[:12]}...{KEY[-4:]}"), 1, "not [key]"),
+        (refuses(401, "authentication_error", f"{KEY[:-8]} is unknown"), 1, "[key] is unknown"),
+        (refuses(502, "", "", page=f"<html>{'bad gateway ' * 5000}"), 2, "status 502: No"),
+        (refuses(404, "", "", page='{"detail": "Not Found"}'), 1, "status 404: Not Found"),
+        (streams("event: error\ndata: it burns\n\n"), 1, "status 200: it burns"),
+        (streams("event: message_start\ndata: {nonsense\n\n"), 1, "sent what is no JSON"),
+        (streams(stops("refusal"), STOP), 1, "the model refused to answer"),
+        (streams("no stream at all"), 1, "broke off"),
     ],
 )
 async def test_a_failing_server_is_one_line_and_an_ended_response(
@@ -500,6 +618,132 @@ async def test_a_failing_server_is_one_line_and_an_ended_response(
         assert "\n" not in talking.errors[0]
         assert KEY not in talking.errors[0]
         assert requests is None or len(seen) == requests
+
+
+async def test_a_refusal_is_told_though_the_time_runs_out_before_the_next_attempt() -> None:
+    busy = refuses(529, "overloaded_error", "too much", retry="x: y")
+    # Of its own, the SDK waits 0.375 s or longer.
+    settings = {"max_retries": 9, "timeout_secs": 0.35}
+    async with api(busy) as (url, _), talk(base_url=url, api_key=KEY, **settings) as talking:
+        assert await talking.answer(context("Hello?")) == ""
+        (error,) = talking.errors
+        assert "overloaded_error: too much" in error
+
+
+async def test_what_the_stage_cannot_read_in_an_answer_it_passes_over() -> None:
+    usage = {"input_tokens": "many", "output_tokens": None}
+    message = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}
+    reply = streams(
+        {"type": "message_start"},
+        {"type": "message_start", "message": message},
+        {"type": "message_start", "message": {**message, "usage": usage}},
+        {"type": "content_block_start", "index": 0},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "song"}},
+        delta(type="song_delta", notes="do re mi"),
+        delta(type="song_delta", text="la la la"),
+        delta(type="text_delta", text="Well,"),
+        delta(type="text_delta", text=None),
+        delta(type="text_delta", text=["no"]),
+        delta(type="thinking_delta", thinking=7),
+        {"type": "content_block_delta", "index": 0},
+        {"type": "applause", "delta": {"text": "bravo"}},
+        delta(type="text_delta", text=" hello."),
+        {"type": "message_delta"},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
+        STOP,
+    )
+    async with api(reply) as (url, _), talk(base_url=url, api_key=KEY) as talking:
+        assert await talking.answer(context("Hello?")) == "Well, hello."
+        assert not talking.errors
+
+
+async def test_a_huge_piece_of_an_answer_lets_others_run_while_it_is_passed_on() -> None:
+    text = "word " * 10_000
+    reply = streams(delta(type="text_delta", text=text), STOP)
+    async with api(reply) as (url, _), talk(base_url=url, api_key=KEY) as talking:
+        turns = 0
+        turn_of: list[int] = []
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        def note(frame: Frame) -> None:
+            if isinstance(frame, LLMTextFrame):
+                turn_of.append(turns)
+                assert len(frame.text) <= 200
+
+        talking.on_frame = note
+        counting = asyncio.create_task(count())
+        assert await talking.answer(context("Hello?")) == text
+        counting.cancel()
+    assert len(set(turn_of)) == len(turn_of) == len(text) // 200
+
+
+@pytest.mark.parametrize("pieces", [["x" * 10_000_000], ["x" * 40_000] * 4])
+async def test_an_answer_without_end_is_cut_off_with_an_error(pieces: list[str]) -> None:
+    reply = streams(*(delta(type="text_delta", text=piece) for piece in pieces), STOP)
+    async with api(reply) as (url, _), talk(base_url=url, api_key=KEY) as talking:
+        assert len(await talking.answer(context("Hello?"))) <= 100_000
+        (error,) = talking.errors
+        assert "127.0.0.1 sent more than 100000 letters" in error
+
+
+@pytest.mark.parametrize(("raised", "named"), [(ValueError("boom"), "boom"), (KeyError(), "KeyEr")])
+async def test_a_tool_that_fails_is_named_and_the_server_is_not(
+    raised: Exception, named: str
+) -> None:
+    replies = says("Well.", whole=True, calls="look"), says("No.", whole=True)
+    async with api(*replies) as (url, _), talk(base_url=url, api_key=KEY) as talking:
+
+        async def look(_: FunctionCallParams) -> None:
+            raise raised
+
+        talking.stage.register_function("look", look)
+        await talking.answer(context("Look."))
+        await talking.until(FunctionCallResultFrame)
+        (error,) = talking.errors
+        assert "look" in error
+        assert named in error
+        assert "127.0.0.1" not in error
+
+
+@given(
+    key=st.text("abcdefgh-_0123456789", min_size=8, max_size=60),
+    start=st.integers(0, 60),
+    before=st.text(max_size=20),
+    after=st.text(max_size=20),
+)
+def test_no_part_of_a_key_is_told(key: str, start: int, before: str, after: str) -> None:
+    part = key[min(start, len(key) - 8) :]
+    line = tidy(f"{before}{part}{after} \x1b[31m", [key, None])
+    assert not any(key[at : at + 8] in line for at in range(len(key) - 7))
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("headers", "secs"),
+    [
+        ({"retry-after": "30"}, 30.0),
+        ({"retry-after": "30", "retry-after-ms": "1500"}, 1.5),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}, None),
+        ({}, None),
+    ],
+)
+def test_when_a_server_takes_requests_again_is_read_as_the_sdk_reads_it(
+    headers: dict[str, str], secs: float | None
+) -> None:
+    assert retry_after_secs(headers) == secs
+
+
+def test_a_date_after_which_a_server_takes_requests_again_is_some_seconds_away() -> None:
+    date = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    assert retry_after_secs({"retry-after": date}) == pytest.approx(3600, abs=60)
 
 
 async def test_a_server_that_is_not_there_is_one_line() -> None:
@@ -566,6 +810,44 @@ async def test_a_tool_waits_for_the_end_of_the_turn_unless_it_is_safe(
         assert isinstance(result, FunctionCallResultFrame)
         assert result.result == {"found": "it"}
     assert called == [(not safe_tools, {"at": "once"})], "once"
+
+
+async def test_a_safe_tool_that_failed_early_is_called_again_when_the_turn_has_ended() -> None:
+    called: list[bool] = []
+    async with (
+        api(says("Well.", whole=True, calls="look")) as (url, _),
+        talk(base_url=url, api_key=KEY, safe_tools=("look",)) as talking,
+    ):
+        looked = asyncio.Event()
+
+        async def look(params: FunctionCallParams) -> None:
+            called.append(bool(talking.kinds(UserStoppedSpeakingFrame)))
+            looked.set()
+            if len(called) == 1:
+                raise ValueError("too early")
+            await params.result_callback({"found": "it"})
+
+        talking.stage.register_function("look", look)
+        await begin_early(talking)
+        async with asyncio.timeout(DEADLINE_SECS):
+            await looked.wait()
+        await end_turn(talking)
+        result = await talking.until(FunctionCallResultFrame)
+        assert isinstance(result, FunctionCallResultFrame)
+        assert result.result == {"found": "it"}
+        assert not talking.errors
+    assert called == [False, True]
+
+
+async def test_an_error_of_an_early_answer_says_which_attempt_has_failed() -> None:
+    async with (
+        api(refuses(400, "invalid_request_error", "no")) as (url, _),
+        talk(base_url=url, api_key=KEY) as talking,
+    ):
+        await begin_early(talking)
+        assert attempt_of(await talking.until(ErrorFrame)) == 1
+        await talking.send(UserStoppedSpeakingFrame(), LLMContextFrame(context("Hello?")))
+        assert attempt_of(await talking.until(ErrorFrame, 2)) is None
 
 
 async def test_an_early_answer_pauses_at_its_limit_and_is_whole_in_the_end() -> None:

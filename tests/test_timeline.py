@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipecat.frames.frames import (
     AggregatedTextFrame,
+    BotStartedSpeakingFrame,
     Frame,
     InputAudioRawFrame,
     InterruptionFrame,
@@ -29,6 +32,8 @@ from pipecat.frames.frames import (
     TTSStartedFrame,
     TTSStoppedFrame,
     TTSTextFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
     VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
@@ -48,6 +53,8 @@ from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.utils.text.base_text_aggregator import TextType
 from pipecat.workers.runner import WorkerRunner
 from rich.console import Console
+from scripted import Model, World, play
+from test_speculation import EAGER, MODELS, SCRIPTS, Step, perform
 
 from headstart.cli.waterfall import ASCII, layout, render
 from headstart.frames import ProgressiveTranscriptionFrame
@@ -409,13 +416,49 @@ def test_only_the_committed_attempt_gives_the_times_of_the_answer() -> None:
     assert speculation.wasted_audio_s == 0.5
 
 
-def test_every_attempt_gets_a_verdict() -> None:
+def test_every_attempt_gets_a_verdict_though_the_session_ends_first() -> None:
     (record,) = reduce(*QUESTION[:5], *fired(1.8, "What"), *fired(2.5, "What is"))
     verdicts = [(a.verdict, a.reason, a.lead_ms) for a in record.speculation.attempts]
     assert verdicts == [
         ("superseded", "a newer attempt", None),
-        ("aborted", "the turn closed", None),
+        ("aborted", "the session ended", None),
     ]
+
+
+def test_an_error_of_a_withdrawn_attempt_is_none_of_the_turn() -> None:
+    def failure(at_s: float, text: str, attempt: int = 0) -> Event:
+        return Event(Kind.ERROR, at_s, text=text, attempt=attempt)
+
+    withdrawn = (*fired(1.8, "What"), failure(2.15, "in vain", 1), ended(2.2, "aborted"))
+    (record,) = reduce(*QUESTION[:5], *withdrawn, *QUESTION[5:], *ANSWER, BOT_STOPPED)
+    assert record.errors == []
+    (record,) = reduce(*QUESTION[:5], *withdrawn, *QUESTION[5:], failure(3.4, "again"))
+    assert record.errors == ["again"]
+    committed = (*fired(2.5, "What is", 2), *QUESTION[5:8], ended(3.3, "committed"))
+    (record,) = reduce(*QUESTION[:5], *withdrawn, *committed, failure(3.4, "broke off", 2))
+    assert record.errors == ["broke off"]
+
+
+def test_the_remains_of_a_withdrawn_answer_are_not_the_ordinary_one() -> None:
+    withdrawn = (*fired(2.5, "What"), ended(3.26, "aborted"), *QUESTION[7:])
+    remains = (
+        Event(Kind.TOKEN, 3.311),
+        Event(Kind.CLAUSE, 3.312),
+        Event(Kind.AUDIO_READY, 3.313),
+    )
+    (record,) = reduce(*QUESTION[:7], *withdrawn, *remains, *ANSWER, BOT_STOPPED)
+    times = (record.first_token_s, record.first_clause_s, record.first_audio_ready_s)
+    assert times == (3.4, 3.5, 3.8)
+
+
+def test_words_that_leave_the_output_just_after_the_interruption_were_heard() -> None:
+    cut = (
+        Event(Kind.USER_STARTED, 4.15),
+        Event(Kind.SPOKEN, 4.16, text=" Yes."),
+        Event(Kind.BOT_STOPPED, 4.17),
+    )
+    record, following = reduce(*QUESTION, *ANSWER, *cut)
+    assert (record.bot_text, following.bot_text) == ("It is that. Yes.", "")
 
 
 @st.composite
@@ -695,6 +738,7 @@ async def test_a_pipeline_taken_down_in_the_middle_of_a_turn_still_yields_its_re
         await talk.audible.wait()
     record = await talk.next_turn()
     assert (record.user_text, record.interrupted) == ("Tell me.", True)
+    assert "Indeed" not in record.bot_text, "it was not heard"
 
 
 # -- the observer alone
@@ -719,6 +763,35 @@ async def test_frames_broadcast_both_ways_count_once_and_subclasses_count_as_the
     await timeline.on_push_frame(pushed(Barge(), 1.1, FrameDirection.DOWNSTREAM))
     timeline.finish()
     assert [record.speech_start_s for record in records] == [0.8]
+
+
+async def test_words_count_when_they_leave_the_output_and_once() -> None:
+    records: list[TurnRecord] = []
+    timeline = Timeline(zero_ns=lambda: 0, on_turn=records.append)
+    output = MemoryTransport().output()
+
+    async def push(frame: Frame, at_s: float, source: FrameProcessor, first: bool = True) -> None:
+        await timeline.on_push_frame(
+            FramePushed(source, source, frame, FrameDirection.DOWNSTREAM, round(at_s * 1e9), first)
+        )
+
+    def word(text: str) -> TTSTextFrame:
+        return TTSTextFrame(text, TextType.WORD)
+
+    heard, cut, voice = word("Well"), word("then"), Voice()
+    await push(UserStartedSpeakingFrame(), 1.0, voice)
+    await push(UserStoppedSpeakingFrame(), 2.0, voice)
+    await push(word("withdrawn"), 2.1, voice)
+    await push(LLMFullResponseStartFrame(), 2.2, voice)
+    await push(heard, 2.3, voice)
+    await push(cut, 2.3, voice)
+    tone = TTSAudioRawFrame(TONE, SPEECH_RATE, 1)
+    await push(BotStartedSpeakingFrame(), 2.4, output)
+    await push(tone, 2.4, output)
+    await push(heard, 2.4, output, first=False)
+    await push(heard, 2.4, voice, first=False)  # as a stage behind the output passes it on
+    timeline.finish()
+    assert [record.bot_text for record in records] == ["Well"]
 
 
 async def test_who_waits_for_quiet_is_woken_by_the_input_or_by_the_end() -> None:
@@ -751,6 +824,68 @@ def test_the_first_audible_sample_is_found_within_a_frame(
 ) -> None:
     frame = OutputAudioRawFrame(np.array(samples, np.int16).tobytes(), 8000, channels)
     assert first_audible_s(frame) == expected_s
+
+
+# -- whole conversations, in virtual time
+
+
+class Recorded(World):
+    """A conversation with the trigger, and the records of its turns."""
+
+    def __init__(self) -> None:
+        super().__init__(trigger=EAGER, turn={"smart_turn": False})
+        self.records: list[TurnRecord] = []
+        timeline = Timeline(zero_ns=lambda: 0, on_turn=self.records.append)
+        self.built.pipeline.watch([timeline])
+
+
+def recorded(steps: list[Step], *models: Model, lag: int = 0) -> Recorded:
+    """Play the steps; the session ends with the last."""
+    world = Recorded()
+    world.llm.script.extend(models)
+    world.llm.lag = lag
+
+    async def script() -> None:
+        await asyncio.sleep(0.5)
+        await perform(world, steps)
+
+    play(world, script)
+    return world
+
+
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(SCRIPTS, MODELS, st.just(0) | st.integers(0, 40))
+def test_whatever_happens_the_record_has_the_words_that_were_heard(
+    steps: list[Step], models: list[Model], lag: int
+) -> None:
+    world = recorded(steps, *models, lag=lag)
+    heard = {answer.reply: len(answer.pieces) for answer in world.heard}
+    told: dict[int, int] = {}
+    for record in world.records:
+        reply = None
+        for word in record.bot_text.split():
+            if match := re.fullmatch(r"reply(\d+)", word):
+                reply = int(match[1])
+                assert reply not in told
+            assert reply is not None
+            told[reply] = told.get(reply, 0) + 1
+    # One piece is one word; the last may have been heard in part.
+    assert all(heard.get(reply, 0) - count in (0, 1) for reply, count in told.items())
+    assert all(reply in told for reply, pieces in heard.items() if pieces > 1)
+
+
+@pytest.mark.parametrize(
+    ("models", "errors"), [((Model.FAILS, Model.FAST), 0), ((Model.FAILS, Model.FAILS), 1)]
+)
+def test_a_failure_is_in_the_record_only_if_the_ordinary_answer_fails_too(
+    models: tuple[Model, ...], errors: int
+) -> None:
+    early: list[Step] = [("start_speaking",), ("partial", "What time is it?"), ("wait", 1.0)]
+    end: list[Step] = [("stop_speaking",), ("final", "What time is it?"), ("silence", 3.0)]
+    world = recorded([*early, *end], *models)
+    (record,) = world.records
+    assert [attempt.verdict for attempt in record.speculation.attempts] == ["aborted"]
+    assert len(record.errors) == errors
 
 
 # -- the picture

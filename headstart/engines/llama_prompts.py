@@ -21,6 +21,10 @@ class _Cached:
     """llama.cpp's number of the request that did; None if the slot may have been used since."""
 
 
+_Outcome = bool | Exception
+"""Of reading a prompt: whether it has been read, or why it could not be."""
+
+
 class PromptCache:
     """Which prompts llama.cpp has in its slots.
 
@@ -41,7 +45,7 @@ class PromptCache:
         self._guard = threading.Lock()
         self._url = ""
         self._cached: dict[int, _Cached] = {}
-        self._under_way: tuple[str, Future[Exception | None]] | None = None
+        self._under_way: tuple[str, Future[_Outcome]] | None = None
 
     async def fill(
         self,
@@ -70,22 +74,26 @@ class PromptCache:
                     return
                 under_way = self._under_way
                 if under_way is None:
-                    done: Future[Exception | None] = Future()
+                    done: Future[_Outcome] = Future()
                     self._under_way = prompt, done
                     break
-            error = await asyncio.shield(asyncio.wrap_future(under_way[1]))
-            if error is not None and under_way[0] == prompt:
-                raise error
-        failure: Exception | None = None
+            outcome = await asyncio.shield(asyncio.wrap_future(under_way[1]))
+            if under_way[0] == prompt:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if outcome:
+                    return
+        outcome = False  # cancelled: one of those who wait reads it
         try:
             await self._fill(prompt, look, read)
+            outcome = True
         except Exception as error:
-            failure = error
+            outcome = error
             raise
-        finally:  # cancelled: one of those who wait does it
+        finally:
             with self._guard:
                 self._under_way = None
-            done.set_result(failure)
+            done.set_result(outcome)
 
     async def _fill(
         self,

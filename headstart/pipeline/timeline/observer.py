@@ -43,6 +43,7 @@ from headstart.frames import (
     SpeculationDroppedFrame,
     SpeculationEndedFrame,
     SpeculationFiredFrame,
+    attempt_of,
 )
 from headstart.pipeline.timeline.records import Event, Kind, TurnRecord
 from headstart.pipeline.timeline.reducer import TurnReducer
@@ -75,7 +76,7 @@ class Timeline(BaseObserver):
         true_speech_end: Callable[[float], float | None] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(observe_every_push=False, **kwargs)
+        super().__init__(observe_every_push=True, **kwargs)
         self._zero_ns = zero_ns
         self._on_turn = on_turn
         self._turns = TurnReducer(true_speech_end)
@@ -85,6 +86,8 @@ class Timeline(BaseObserver):
     async def on_push_frame(self, data: FramePushed) -> None:
         """Note what a frame says, if it says anything about a turn."""
         frame = data.frame
+        if not data.first_push and not isinstance(frame, TTSTextFrame):
+            return
         try:
             reader = self._readers[type(frame)]
         except KeyError:
@@ -219,8 +222,14 @@ def _final(_: Timeline, data: FramePushed, zero_ns: int) -> Event:
     )
 
 
-def _spoken_text(frame: TTSTextFrame) -> str:
-    return frame.text if frame.includes_inter_frame_spaces else f" {frame.text}"
+def _spoken(_: Timeline, data: FramePushed, zero_ns: int) -> Event | None:
+    """Words count when they leave the output: before it, they may never be heard."""
+    frame = data.frame
+    assert isinstance(frame, TTSTextFrame)
+    if not isinstance(data.source, BaseOutputTransport):
+        return None
+    text = frame.text if frame.includes_inter_frame_spaces else f" {frame.text}"
+    return Event(Kind.SPOKEN, _seconds(data.timestamp, zero_ns), text)
 
 
 def _error_text(frame: ErrorFrame) -> str:
@@ -270,7 +279,7 @@ _READERS: dict[type[Frame], _Reader] = {
     # is the first that is seen of it.
     AggregatedTextFrame: _unless_skipped(_event(Kind.CLAUSE)),
     TTSStartedFrame: _event(Kind.CLAUSE),
-    TTSTextFrame: _event(Kind.SPOKEN, text=_spoken_text),
+    TTSTextFrame: _spoken,
     TTSStoppedFrame: _event(Kind.TTS_STOPPED),
     InputAudioRawFrame: Timeline._input_audio,
     OutputAudioRawFrame: Timeline._output_audio,
@@ -278,5 +287,5 @@ _READERS: dict[type[Frame], _Reader] = {
     BotStoppedSpeakingFrame: _event(Kind.BOT_STOPPED),
     InterruptionFrame: _event(Kind.INTERRUPTED),
     LLMContextAssistantTurnFrame: _event(Kind.BOT_TEXT, text=_text),
-    ErrorFrame: _event(Kind.ERROR, text=_error_text),
+    ErrorFrame: _event(Kind.ERROR, text=_error_text, attempt=lambda f: attempt_of(f) or 0),
 }

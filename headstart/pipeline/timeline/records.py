@@ -144,7 +144,7 @@ class Kind(StrEnum):
     AUDIO_READY = "audio_ready"
     """Audio left the TTS."""
     SPOKEN = "spoken"
-    """Text whose audio has left the TTS."""
+    """Text that the output transport has let out with its audio."""
     TTS_STOPPED = "tts_stopped"
     BOT_STARTED = "bot_started"
     AUDIO_LEFT = "audio_left"
@@ -171,7 +171,7 @@ class Event:
     confirm_secs: float = 0.0
     """VAD events: how long the VAD waited before it reported."""
     attempt: int = 0
-    """ATTEMPT_FIRED, ATTEMPT_COST: its number."""
+    """ATTEMPT_FIRED, ATTEMPT_COST: its number. ERROR: that of the attempt that failed, or 0."""
     confidence: float | None = None
     """ATTEMPT_FIRED: of the words that it answers, 0..1."""
     verdict: Verdict = "aborted"

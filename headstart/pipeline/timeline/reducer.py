@@ -85,6 +85,9 @@ class TurnReducer:
         self._coming = Said()
         self._close_leaving()
         if self._turn:
+            self._end_attempt(
+                self._turn, Event(Kind.ATTEMPT_ENDED, self._last_event_s, "the session ended")
+            )
             self._turn.interrupted |= self._answer_can_be_cut
             self._emit(self._turn)
             self._turn = None
@@ -139,9 +142,11 @@ class TurnReducer:
             self._leaving.answer.in_context.append(event.text)
             self._close_leaving()
             return
-        if self._leaving and event.kind in (Kind.AUDIO_LEFT, Kind.AUDIO_OUT):
+        if self._leaving and event.kind in (Kind.AUDIO_LEFT, Kind.AUDIO_OUT, Kind.SPOKEN):
             # Played before the interruption, reported after it.
-            if event.kind is Kind.AUDIO_OUT and self._leaving.answer.first_audio_out_s is None:
+            if event.kind is Kind.SPOKEN:
+                self._leaving.answer.spoken.append(event.text)
+            elif event.kind is Kind.AUDIO_OUT and self._leaving.answer.first_audio_out_s is None:
                 self._leaving.answer.first_audio_out_s = event.at_s
             return
         if event.kind is Kind.BOT_STARTED:
@@ -151,7 +156,7 @@ class TurnReducer:
         if self._turn is None:
             return
         if event.kind is Kind.ERROR:
-            self._turn.errors.append(event.text)
+            self._turn.errors.append(event)
         elif event.kind in (Kind.ATTEMPT_COST, Kind.ATTEMPT_DROPPED):
             self._charge(self._turn, event)
         elif self._turn.turn_end_s is None:
@@ -201,7 +206,10 @@ class TurnReducer:
                 self._leave(event.at_s)
             case Kind.BOT_TEXT:
                 answer.in_context.append(event.text)
-            case _:
+            case Kind.SPOKEN if not turn.other_speech:
+                answer.spoken.append(event.text)
+            # What comes before an answer is a withdrawn one's.
+            case _ if answer.begun or event.kind is Kind.RESPONSE_STARTED or not turn.attempts:
                 self._progress(answer, event)
 
     @staticmethod
@@ -222,8 +230,6 @@ class TurnReducer:
                     answer.first_clause_s = event.at_s
             case Kind.AUDIO_READY if answer.first_audio_ready_s is None:
                 answer.first_audio_ready_s = event.at_s
-            case Kind.SPOKEN:
-                answer.spoken.append(event.text)
             case Kind.TTS_STOPPED:
                 answer.voicing = False
 

@@ -73,7 +73,7 @@ class Turn:
     turn_end_s: float | None = None
     user_text: list[str] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
+    errors: list[Event] = field(default_factory=list)
     interrupted: bool = False
 
 
@@ -106,11 +106,18 @@ def record_of(turn: Turn, true_speech_end: Callable[[float], float | None] | Non
         first_audio_out_s=_ms(answer.first_audio_out_s),
         voice_to_voice_s=_ms(_minus(answer.first_audio_out_s, speech_end_s)),
         interrupted=turn.interrupted,
-        errors=turn.errors,
+        errors=[error.text for error in turn.errors if _is_heard_of(error, turn)],
         speculation=_speculation(turn),
         segments=said.hearing.records(),
         speech_end_s=_ms(speech_end_s),
     )
+
+
+def _is_heard_of(error: Event, turn: Turn) -> bool:
+    """Whether the error is not that of a withdrawn attempt: the turn's end has asked again."""
+    if not error.attempt:
+        return True
+    return any(a.fired.attempt == error.attempt and not a.in_vain for a in turn.attempts)
 
 
 def _speculation(turn: Turn) -> SpeculationRecord:

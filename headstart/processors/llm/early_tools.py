@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+from loguru import logger
 from pipecat.adapters.llm.schemas.direct_function import DirectFunctionWrapper
 from pipecat.frames.frames import FunctionCallFromLLM
 from pipecat.services.llm_service import (
@@ -25,7 +26,7 @@ class EarlyTool:
     def __init__(self, handler: Any) -> None:
         """Stand for a handler, as Pipecat registers them."""
         self._handler = handler
-        self._early: dict[str, asyncio.Task[list[Any]]] = {}
+        self._early: dict[str, asyncio.Task[list[Any] | None]] = {}
 
     @classmethod
     def among(
@@ -59,8 +60,12 @@ class EarlyTool:
             worker_runner=worker.worker_runner,
         )
 
-        async def run() -> list[Any]:
-            await self._call(params)
+        async def run() -> list[Any] | None:
+            try:
+                await self._call(params)
+            except Exception as error:  # the task manager would keep it to itself
+                logger.debug(f"{call.function_name} failed early: {error!r}")
+                return None
             return reported
 
         task = service.create_task(run(), f"early {call.function_name}")
@@ -78,8 +83,9 @@ class EarlyTool:
         early = self._early.pop(params.tool_call_id, None)
         if early is not None:
             await asyncio.wait([early])
-            if not early.cancelled() and early.exception() is None:
-                for args, kwargs in early.result():
+            reported = None if early.cancelled() else early.result()
+            if reported is not None:
+                for args, kwargs in reported:
                     await params.result_callback(*args, **kwargs)
                 return
         await self._call(params)
