@@ -29,8 +29,9 @@ def main() -> None:
 
 
 def _run() -> int:
-    from headstart.cli.app import app, set_up_logging
+    from headstart.cli.app import app
     from headstart.errors import ConfigError, HeadstartError
+    from headstart.logging import set_up_logging
 
     set_up_logging()
     try:

@@ -232,9 +232,9 @@ def measure_load(job: Job) -> Load:
 
 def main() -> None:
     """Measure, and print the figures."""
-    from headstart.cli.app import set_up_logging
     from headstart.config.load import load_config
     from headstart.engines.hub import shared
+    from headstart.logging import set_up_logging
     from headstart.transports.wav import read_audio
 
     # What a library prints must not be taken for the figures.
