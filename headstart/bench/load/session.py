@@ -144,7 +144,7 @@ async def _talk(
     for number, utterance in enumerate(utterances, start=1):
         spoken.append(await transport.speak(utterance))
         if pause_s is None:
-            await answered(session, number)
+            await answered(session, transport, number)
         else:
             await asyncio.sleep(pause_s)
     return spoken
