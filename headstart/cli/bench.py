@@ -254,6 +254,8 @@ def load(
     if out is not None:
         results.save(out)
     results.print(Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH))
+    if not results.complete:
+        raise KeyboardInterrupt
 
 
 def _steps(sessions: str | None) -> list[int] | None:
