@@ -4,6 +4,7 @@ HeadstartError            exit 1
 ├── UsageError            exit 2   the user asked for something that cannot be
 │   ├── ConfigError       exit 2   a pipeline file is wrong; carries every problem in it
 │   └── AudioFileError    exit 2   a file that was to be audio is not
+├── SessionEndedError     exit 1   the pipeline ended while somebody still needed it
 ├── AssetError            exit 1   model weights are missing, damaged or out of reach
 └── EngineError           exit 1   a model did not load or died
     └── EngineBusyError            the engine's queue is full; the work was not taken
@@ -54,6 +55,10 @@ class ConfigError(UsageError):
 
 class AudioFileError(UsageError):
     """A file that was to be heard holds no audio that can be read."""
+
+
+class SessionEndedError(HeadstartError):
+    """The pipeline ended, by itself or at somebody's wish, while its conversation was used."""
 
 
 class AssetError(HeadstartError):

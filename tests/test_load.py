@@ -19,6 +19,7 @@ from pipecat.processors.filters.identity_filter import IdentityFilter
 from pipecat.services.kokoro.tts import KokoroTTSService
 
 from headstart.bench.load.results import Level, LoadResults
+from headstart.bench.load.run import LoadPlan, run_load
 from headstart.bench.load.session import Load, waits_s
 from headstart.bench.stock.session import is_stock
 from headstart.config.load import load_config
@@ -191,6 +192,22 @@ def test_load_of_two_arms_is_told_side_by_side(tmp_path: Path) -> None:
         in (tmp_path / "report.md").read_text()
     )
     assert (tmp_path / "load.svg").read_text().startswith("<svg")
+
+
+def test_load_that_is_broken_off_keeps_its_figures_and_says_so(samples: dict[str, Sample]) -> None:
+    def on_measure(what: str) -> None:
+        if "2 sessions" in what:
+            raise KeyboardInterrupt
+
+    sample = samples["short-joke"]
+    plan = LoadPlan(
+        configs=[str(BENCHMARKS / "framework-headstart-bare.yaml")],
+        utterances={"short-joke": (sample.path, sample.speech_end_s)},
+        block=1, steps=[1, 2], pause_s=0.1, break_at=2, rounds=1, seed=0, command="",
+    )  # fmt: skip
+    results = run_load(plan, on_measure=on_measure)
+    assert [level.sessions for level in results.levels] == [1]
+    assert not results.complete
 
 
 def test_pipelines_are_compared_utterance_by_utterance() -> None:

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
+import resource
+import shlex
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
 from conftest import Sample, words
+from pipecat.frames.frames import CancelFrame, EndFrame, Frame, InputAudioRawFrame
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.workers.runner import WorkerRunner
+from typer.testing import CliRunner
 
+from headstart.cli.app import app
+from headstart.cli.out import try_out
 from headstart.cli.run import repeat_wav
-from headstart.errors import AudioFileError
-from headstart.transports.wav import Recording, read_audio
+from headstart.errors import AudioFileError, HeadstartError, SessionEndedError, UsageError
+from headstart.pipeline.converse import Dialogue
+from headstart.transports.wav import Recording, WavTransport, read_audio
 
+FILES = {"conversation.wav", "answer.wav", "turns.jsonl"}
+BARE = Path(__file__).parent.parent / "docs" / "benchmarks" / "framework-headstart-bare.yaml"
+"""Hears and ends turns, and has no models."""
 HEADSTART = (sys.executable, "-c", "from headstart.cli import main; main()")
 TURN_KEYS = (
     "turn user_text bot_text speech_start_s vad_stop_s turn_end_s first_partial_s "
@@ -32,6 +51,56 @@ TURN_KEYS = (
 def headstart(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     command = [*HEADSTART, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs meanwhile, and is killed if it has not ended behind the block."""
+    with subprocess.Popen(
+        [*HEADSTART, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def kept_turns(out: Path) -> list[int]:
+    """The numbers of the turns in `out`, whose files are all there and whole."""
+    assert {path.name for path in out.iterdir()} == FILES
+    for name in ("conversation.wav", "answer.wav"):
+        soundfile.read(out / name)
+    lines = (out / "turns.jsonl").read_text().splitlines()
+    return [json.loads(line)["turn"] for line in lines]
+
+
+def pipeline(folder: Path, stage: str) -> Path:
+    """A pipeline file whose second stage is `Stage`, behind a VAD without a model."""
+    imports = """
+        import asyncio, sys
+        from contextlib import suppress
+        from pipecat.frames.frames import EndWorkerFrame, VADUserStoppedSpeakingFrame
+        from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+    """
+    (folder / "stage.py").write_text(dedent(imports) + dedent(stage))
+    config = folder / "pipeline.yaml"
+    stages = "[headstart.bench.energy:EnergyVAD, ./stage.py:Stage]"
+    config.write_text(f"prompt: Nobody answers.\nstages: {stages}\n")
+    return config
+
+
+@contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """As on a disk that is nearly full: no file may become larger."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 def sounds(samples: np.ndarray) -> np.ndarray:
@@ -171,8 +240,235 @@ def test_ctrl_c_ends_at_any_moment_without_orphans_or_half_files(
     # Before Python has installed its handler, the signal itself ends the process.
     assert process.returncode in ((130, -signal.SIGINT) if moment == "starting" else (130,))
     assert "Traceback" not in errors
-    assert not out.exists()
+    kept = {path.name for path in out.glob("*")}
+    if moment == "answering":
+        assert kept == FILES
+    else:
+        assert kept in (set(), FILES)  # all that was heard yet, if anything
     assert processes_with(token) == []
+
+
+def test_ctrl_c_keeps_the_turns_that_were_finished(
+    samples: dict[str, Sample], tmp_path: Path
+) -> None:
+    path, out = samples["short-joke"].path, tmp_path / "out"
+    with started("run", BARE, "--wav", path, path, "--out", out) as process:
+        assert process.stderr is not None
+        assert any("utterance 2 of 2: listening" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    assert kept_turns(out)[0] == 1
+
+
+def test_a_second_ctrl_c_ends_at_once_and_keeps_what_was_said(
+    samples: dict[str, Sample], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    config = pipeline(
+        tmp_path,
+        """
+        class Stage(FrameProcessor):
+            async def process_frame(self, frame, direction):
+                await super().process_frame(frame, direction)
+                await self.push_frame(frame, direction)
+
+            async def cleanup(self):
+                print("never ends", file=sys.stderr, flush=True)
+                while True:
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.sleep(3600)
+        """,
+    )
+    with started("run", config, "--wav", samples["short-joke"].path, "--out", out) as process:
+        assert process.stderr is not None
+        assert any("answering" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert any("never ends" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    kept_turns(out)
+
+
+def test_a_pipeline_that_ends_itself_ends_the_run(
+    samples: dict[str, Sample], tmp_path: Path
+) -> None:
+    path, out = samples["short-joke"].path, tmp_path / "out"
+    config = pipeline(
+        tmp_path,
+        """
+        class Stage(FrameProcessor):
+            async def process_frame(self, frame, direction):
+                await super().process_frame(frame, direction)
+                await self.push_frame(frame, direction)
+                if isinstance(frame, VADUserStoppedSpeakingFrame):
+                    await self.push_frame(EndWorkerFrame(), FrameDirection.UPSTREAM)
+        """,
+    )
+    run = headstart("run", config, "--wav", path, path, "--out", out)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == "headstart: the pipeline ended: no stage said why"
+    assert kept_turns(out) == [1]
+
+
+@pytest.mark.parametrize("end", [EndFrame, CancelFrame])
+async def test_who_speaks_is_told_that_nobody_listens_any_more(end: type[Frame]) -> None:
+    transport = WavTransport()
+    started, heard = asyncio.Event(), asyncio.Event()
+
+    class Listener(FrameProcessor):
+        async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+            await super().process_frame(frame, direction)
+            if isinstance(frame, InputAudioRawFrame):
+                heard.set()
+            await self.push_frame(frame, direction)
+
+    worker = PipelineWorker(
+        Pipeline([transport.input(), Listener()]), enable_rtvi=False, idle_timeout_secs=None
+    )
+
+    @worker.event_handler("on_pipeline_started")
+    async def on_started(worker: PipelineWorker, frame: Frame) -> None:
+        started.set()
+
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(worker)
+    async with asyncio.timeout(30):
+        running = asyncio.create_task(runner.run())
+        await started.wait()
+        speaking = asyncio.create_task(transport.speak(np.ones(3600 * 16000, np.int16)))
+        await heard.wait()
+        await worker.queue_frame(end())
+        with pytest.raises(SessionEndedError):
+            await speaking
+        await running
+    with pytest.raises(SessionEndedError):
+        await transport.speak(np.ones(16000, np.int16))
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("schema >/dev/full", 1, "standard output cannot be written (No space left on device)"),
+        ("--version >&-", 1, "standard output cannot be written (Bad file descriptor)"),
+        # `head` reads nothing, and has ended before the first line is printed.
+        ("stages --help | head -c 0", 0, None),
+        ("--version 2>&-", 0, None),
+        ("nosuch >&- 2>&-", 2, None),
+        ("--version >/dev/full 2>&1", 1, None),
+    ],
+)
+def test_what_cannot_be_printed_is_told_in_one_line(
+    command: str, code: int, message: str | None
+) -> None:
+    run = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {shlex.join(HEADSTART)} {command}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == code
+    assert run.stderr == (f"headstart: {message}\n" if message else "")
+
+
+def test_a_run_whose_reader_has_left_still_writes_its_files(
+    samples: dict[str, Sample], tmp_path: Path
+) -> None:
+    path, out = samples["short-joke"].path, tmp_path / "out"
+    with started("run", BARE, "--wav", path, path, "--out", out) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Turn 1")
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+    assert kept_turns(out) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run local --wav {wav}",
+        "bench --utterances {samples} --arm local",
+        "bench load local --utterances {samples}",
+        "bench tts",
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    command: str, samples: dict[str, Sample], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    wav, out = samples["short-joke"].path, str(tmp_path / "file" / "below")
+    words = command.format(wav=wav, samples=wav.parent).split()
+    refused = CliRunner().invoke(app, [*words, "--out", out]).exception
+    assert isinstance(refused, UsageError)
+    assert str(refused) == f"{out}: cannot be written (Not a directory); give another --out"
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "answer.wav").mkdir()
+    with pytest.raises(UsageError, match=r"answer\.wav is a folder"):
+        try_out(tmp_path, "turns.jsonl", "answer.wav")
+
+
+def test_trying_a_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
+    try_out(tmp_path / "new" / "out")
+    assert list((tmp_path / "new" / "out").iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_noticed_at_once(tmp_path: Path) -> None:
+    with room_for(1000), pytest.raises(UsageError, match="cannot be written"):
+        try_out(tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_no_half_files(tmp_path: Path) -> None:
+    second = np.ones(16000, np.int16)
+    dialogue = Dialogue(Recording(16000, 16000, user=[second, second], bot=[(0, second)]))
+    with room_for(40_000), pytest.raises(HeadstartError, match=f"{tmp_path}: cannot be written"):
+        dialogue.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"turns.jsonl", "answer.wav"}
+    assert len(soundfile.read(tmp_path / "answer.wav")[0]) == 16000
+
+
+@pytest.mark.parametrize("rate", [0, 1, 3999, 384_001, 10_000_000, 4_000_000_000])
+def test_a_wav_of_an_impossible_rate_is_refused(rate: int, tmp_path: Path) -> None:
+    path = tmp_path / "odd.wav"
+    fields = struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate % 2**32, 2, 16)
+    path.write_bytes(b"RIFF\xec\0\0\0WAVEfmt " + fields + b"data\xc8\0\0\0" + bytes(200))
+    with pytest.raises(AudioFileError, match=f"claims {rate} Hz" if 0 < rate < 2**31 else "odd"):
+        read_audio(path, 16000)
+
+
+def test_five_hours_are_refused_before_they_take_memory(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", samplerate=8000, channels=1) as file:
+        for _ in range(5 * 60):
+            file.write(np.zeros(60 * 8000, np.int16))
+    with pytest.raises(AudioFileError, match=r"claims 5\.0 hours"):
+        read_audio(path, 16000)
+
+
+def test_a_file_without_a_header_and_a_device_are_no_audio(tmp_path: Path) -> None:
+    (tmp_path / "samples.raw").write_bytes(bytes(1000))
+    for path in (tmp_path / "samples.raw", Path("/dev/zero"), tmp_path / ("n" * 300)):
+        with pytest.raises(AudioFileError, match=re.escape(f"{path}: ")):
+            read_audio(path, 16000)
+
+
+def test_what_is_read_piece_by_piece_is_what_one_piece_would_be(tmp_path: Path) -> None:
+    rate = 44100
+    sound = 0.5 * np.sin(np.arange(60 * rate) * 2 * np.pi * 440 / rate)
+    soundfile.write(tmp_path / "long.wav", np.column_stack([sound, sound]), rate)
+    whole = soxr.resample(soundfile.read(tmp_path / "long.wav")[0][:, 0], rate, 16000)
+    read = read_audio(tmp_path / "long.wav", 16000)
+    assert len(read) == 60 * 16000
+    assert np.abs(read - whole * 32768).max() < 2
+
+
+@pytest.mark.parametrize("server", ["deepgram", "anthropic"])
+def test_a_place_that_cannot_be_served_is_bad_usage(server: str) -> None:
+    for port in ("99999", "-1"):
+        assert CliRunner().invoke(app, ["testing", server, "--port", port]).exit_code == 2
+    refused = CliRunner().invoke(app, ["testing", server, "--host", "a..b"]).exception
+    assert isinstance(refused, UsageError)
 
 
 def processes_with(token: str) -> list[str]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
+from headstart.cli.out import try_out
 from headstart.cli.repeated import repeat_option
 from headstart.errors import HeadstartError, UsageError
 
@@ -100,6 +101,7 @@ def _bench(
         raise UsageError(f"{out}: holds results already; give another --out")
     found = read_utterances(utterances, only)
     arms = read_arms(arm)
+    try_out(out, "results.json")
     missing = [name for one in arms for name in one.assets if assets.find(name) is None]
     if missing:
         pull_with_progress(list(dict.fromkeys(missing)))
@@ -234,6 +236,8 @@ def load(
     if out is not None and (out / "results.json").exists():
         raise UsageError(f"{out}: holds results already; give another --out")
     found = read_utterances(utterances, only)
+    if out is not None:
+        try_out(out, "results.json")
     plan = LoadPlan(
         configs=config,
         utterances={name: (path, one.speech_end_s) for name, (one, path) in found.items()},
@@ -250,6 +254,8 @@ def load(
     if out is not None:
         results.save(out)
     results.print(Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH))
+    if not results.complete:
+        raise KeyboardInterrupt
 
 
 def _steps(sessions: str | None) -> list[int] | None:

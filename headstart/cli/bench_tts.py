@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from headstart.errors import HeadstartError, UsageError
+from headstart.cli.loop import run_to_end
+from headstart.cli.out import try_out
+from headstart.errors import UsageError
 
 _ENGINES = ("torch", "onnx", "kmodel", "pipecat")
 _PARTS = ("speed", "quality", "cancelling", "memory")
@@ -75,6 +76,7 @@ def bench_tts(
     parts = _among("--only", only, _PARTS)
     names = _among("--engines", engines, _ENGINES)
     said = chosen_texts(texts)
+    try_out(out, "tts.json", "report.md", "first-audible.svg")
     needed = [MODEL, VOICES, *(["whisper-tiny"] if "quality" in parts else [])]
     missing = [name for name in needed if assets.find(name) is None]
     if missing:
@@ -83,10 +85,6 @@ def bench_tts(
     speakers = chosen_voices(voices, known.names)
     for name in speakers:
         known.check(name)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HeadstartError(f"{out}: cannot be written ({error.strerror})") from None
     command = "headstart " + shlex.join(sys.argv[1:])
     plan = VoicePlan(said, speakers, names, parts, each, repeat, sessions, seed, command)
 
@@ -105,7 +103,7 @@ def bench_tts(
 
         run = VoiceRun(plan, on_step)
         try:
-            asyncio.run(run.run())
+            run_to_end(run.run())
         finally:
             if run.results.rows or run.results.cancellations or run.results.memory:
                 write_voice_report(run.results, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 from loguru import logger
 
+from headstart.cli.loop import run_to_end
 from headstart.errors import HeadstartError
 
 
@@ -54,7 +54,7 @@ def drops(
             if outcome.differs:
                 typer.echo(f"  undisturbed: {outcome.undisturbed}\n  disturbed:   {outcome.text}")
 
-    asyncio.run(run())
+    run_to_end(run())
     for kind, count in Counter(outcome.fault.split()[0] for outcome in outcomes).items():
         differ = sum(one.differs for one in outcomes if one.fault.startswith(kind))
         typer.echo(f"{kind}: {count} runs, {differ} with another text")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,10 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from headstart.cli.loop import run_to_end
+from headstart.cli.out import try_out
 from headstart.cli.repeated import repeat_option
+from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
     from headstart.pipeline.timeline.observer import TurnRecord
@@ -69,16 +71,19 @@ def run(
     from headstart.cli.waterfall import render
     from headstart.config.load import load_config
     from headstart.pipeline.build import required_assets
-    from headstart.pipeline.converse import converse
+    from headstart.pipeline.converse import ANSWER, CONVERSATION, TURNS, Dialogue, converse
     from headstart.transports.wav import read_audio
 
     spec = load_config(config)
     utterances = [read_audio(path, spec.audio.in_sample_rate) for path in wav]
+    if out is not None:
+        try_out(out, CONVERSATION, ANSWER, TURNS)
     missing = [name for name in required_assets(spec) if assets.find(name) is None]
     if missing:
         pull_with_progress(missing)
 
     console, progress = Console(), Console(stderr=True)
+    dialogue = Dialogue()
     failed = False
 
     def show(record: TurnRecord) -> None:
@@ -86,15 +91,25 @@ def run(
         failed = failed or bool(record.errors)
         render([record], console=console)
 
-    with progress.status("starting") as status:
-        # Without a terminal there is nothing to spin on; a log wants lines.
-        tell = status.update if progress.is_terminal else progress.print
-        dialogue = asyncio.run(converse(spec, utterances, on_turn=show, on_stage=tell))
+    def keep() -> None:
+        if out is not None and dialogue.begun:
+            dialogue.save(out)
+            console.print(f"wrote {out}/{CONVERSATION}, {ANSWER} and {TURNS}", soft_wrap=True)
+
+    try:
+        with progress.status("starting") as status:
+            # Without a terminal there is nothing to spin on; a log wants lines.
+            tell = status.update if progress.is_terminal else progress.print
+            run_to_end(converse(spec, utterances, dialogue=dialogue, on_turn=show, on_stage=tell))
+    except BaseException:  # whatever it was, what has been said is kept
+        try:
+            keep()
+        except HeadstartError as unsaved:
+            typer.echo(f"headstart: {unsaved}", err=True)
+        raise
     for path, spoken in zip(wav, dialogue.spoken, strict=True):
         if not any(spoken.holds(record.speech_start_s) for record in dialogue.records):
             console.print(f"{path}: no speech in it, so there was nothing to answer")
-    if out is not None:
-        dialogue.save(out)
-        console.print(f"wrote {out}/conversation.wav, answer.wav and turns.jsonl")
+    keep()
     if failed:
         raise typer.Exit(1)

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headstart.cli.drops import drops
+from headstart.cli.loop import run_to_end
 from headstart.errors import UsageError
 
 if TYPE_CHECKING:
     from headstart.testing.delays import Delays
+
+_PORT = typer.Option(help="Port to bind; 0 for a free one.", min=0, max=65535)
 
 app = typer.Typer(
     help="Servers that speak providers' protocols, with local models and faults on demand.",
@@ -33,7 +36,7 @@ app.command("drops")(drops)
 @app.command("deepgram")
 def deepgram(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind; 0 for a free one.")] = 8090,
+    port: Annotated[int, _PORT] = 8090,
     key: Annotated[str | None, typer.Option(help="The one API key it takes; any if none.")] = None,
     on: Annotated[
         Literal["stream", "rest"],
@@ -116,7 +119,7 @@ def deepgram(
 @app.command("anthropic")
 def anthropic(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind; 0 for a free one.")] = 8091,
+    port: Annotated[int, _PORT] = 8091,
     key: Annotated[str | None, typer.Option(help="The one API key it takes; any if none.")] = None,
     model: Annotated[str, typer.Option(help="The local model that answers.")] = (
         "llama://SmolLM2-135M"
@@ -161,6 +164,8 @@ def _delays(percentiles: tuple[float, float] | None, seed: int) -> Delays | None
 
 def _run(serving: Coroutine[Any, Any, None], host: str, port: int) -> None:
     try:
-        asyncio.run(serving)
+        run_to_end(serving)
     except OSError as error:
         raise UsageError(f"cannot serve on {host}:{port}: {error.strerror}") from None
+    except UnicodeError:
+        raise UsageError(f"cannot serve on {host}:{port}: {host!r} is no host's name") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +14,20 @@ from numpy.typing import NDArray
 from pipecat.frames.frames import CancelFrame, EndFrame, StartFrame
 from pipecat.processors.frame_processor import FrameProcessorSetup
 
-from headstart.errors import AudioFileError
+from headstart.errors import AudioFileError, HeadstartError, SessionEndedError
 from headstart.transports.memory import PARAMS, MemoryInput, MemoryTransport, PlayedAudio
 
 Samples = NDArray[np.int16]
 
 _FRAME_SECS = 0.02
+_SPEAK_MARGIN_SECS = 60.0
+"""So much longer than it lasts may an utterance take: on a machine that hardly gets on."""
+_MIN_RATE = 4_000
+_MAX_RATE = 384_000
+"""Hz: from what a bad telephone gives to what a studio has."""
+_MAX_SECS = 3600
+_BLOCK_VALUES = 1 << 20
+"""Samples of all channels that are read at once."""
 
 
 def read_audio(path: Path, sample_rate: int) -> Samples:
@@ -32,24 +41,53 @@ def read_audio(path: Path, sample_rate: int) -> Samples:
         Shape (samples,).
 
     Raises:
-        AudioFileError: No such file, not audio, or no samples in it.
+        AudioFileError: No such file, not audio, no samples in it, or more of them than anybody
+            says at a stretch.
     """
-    if not path.exists():
-        raise AudioFileError(f"{path}: no such file")
-    if path.is_dir():
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise AudioFileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise AudioFileError(f"{path}: cannot be read ({error.strerror})") from None
+    if stat.S_ISDIR(found.st_mode):
         raise AudioFileError(f"{path}: is a folder, not an audio file")
-    if path.stat().st_size == 0:
+    if not stat.S_ISREG(found.st_mode):
+        raise AudioFileError(f"{path}: is a device or a pipe, not an audio file")
+    if found.st_size == 0:
         raise AudioFileError(f"{path}: is empty")
     try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+        with soundfile.SoundFile(path) as file:
+            return _read(file, path, sample_rate)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: of *.raw
         reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
         raise AudioFileError(f"{path}: not an audio file that can be read ({reason})") from None
-    if not len(audio):
+
+
+def _read(file: soundfile.SoundFile, path: Path, sample_rate: int) -> Samples:
+    rate: int = file.samplerate
+    # A header may claim anything, and all memory follows from it.
+    if not _MIN_RATE <= rate <= _MAX_RATE:
+        raise AudioFileError(
+            f"{path}: claims {rate} Hz; recordings have {_MIN_RATE} to {_MAX_RATE} Hz"
+        )
+    if file.frames > _MAX_SECS * rate:
+        raise AudioFileError(
+            f"{path}: claims {file.frames / rate / 3600:.1f} hours; "
+            f"an utterance has at most {_MAX_SECS // 60} minutes"
+        )
+    resample = soxr.ResampleStream(rate, sample_rate, 1) if rate != sample_rate else None
+    pieces: list[Samples] = []
+    for block in file.blocks(_BLOCK_VALUES // file.channels, dtype="float32", always_2d=True):
+        if not np.isfinite(block).all():
+            raise AudioFileError(f"{path}: holds samples that are not numbers")
+        mono = block.mean(axis=1)
+        pieces.append(_to_int16(resample.resample_chunk(mono) if resample else mono))
+    if resample:
+        pieces.append(_to_int16(resample.resample_chunk(np.zeros(0, np.float32), last=True)))
+    if not sum(map(len, pieces)):
         raise AudioFileError(f"{path}: holds no samples")
-    if not np.isfinite(audio).all():
-        raise AudioFileError(f"{path}: holds samples that are not numbers")
-    return _to_int16(soxr.resample(audio.mean(axis=1), rate, sample_rate))
+    return np.concatenate(pieces)
 
 
 def _to_int16(audio: NDArray[np.floating]) -> Samples:
@@ -114,17 +152,26 @@ class WavTransport(MemoryTransport):
         super().__init__(on_played=self.recording.add_bot)
 
     def _make_input(self) -> WavInput:
-        return WavInput(self, self.recording)
+        self._microphone = WavInput(self, self.recording)
+        return self._microphone
 
     async def speak(self, utterance: Samples) -> Spoken:
         """Speak an utterance; returns when its last sample has been heard.
 
         Args:
             utterance: Shape (samples,), at the pipeline's input rate.
+
+        Raises:
+            SessionEndedError: The pipeline ended before all of it was heard.
+            HeadstartError: It took a minute longer than it lasts.
+            ValueError: There are no samples in it.
         """
-        source = self.input()
-        assert isinstance(source, WavInput)
-        return await source.speak(utterance)
+        return await self._microphone.speak(utterance)
+
+    @property
+    def over(self) -> bool:
+        """Whether the pipeline has ended, or is about to: nobody listens any more."""
+        return self._microphone.over
 
 
 class WavInput(MemoryInput):
@@ -137,6 +184,8 @@ class WavInput(MemoryInput):
         self._utterance: Samples = np.zeros(0, np.int16)
         self._spoken: asyncio.Future[Spoken] | None = None
         self._microphone: asyncio.Task[None] | None = None
+        self.over = False
+        """Whether the microphone has been switched off, which is for good."""
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Note the rate of the answer, for it may stay away."""
@@ -158,23 +207,52 @@ class WavInput(MemoryInput):
         await self._switch_off()
         await super().cancel(frame)
 
+    async def cleanup(self) -> None:
+        """Switch the microphone off, should the pipeline end without having told."""
+        await self._switch_off()
+        await super().cleanup()  # type: ignore[no-untyped-call]
+
     async def speak(self, utterance: Samples) -> Spoken:
-        """Speak `utterance` from the next frame on; returns when all of it has been heard."""
+        """Speak `utterance` from the next frame on; returns when all of it has been heard.
+
+        Raises:
+            SessionEndedError: The pipeline ended before that.
+            HeadstartError: It took a minute longer than it lasts.
+            ValueError: There are no samples in it.
+        """
         if self._spoken is not None:
             raise RuntimeError("the last utterance is still being spoken")
+        if not len(utterance):
+            raise ValueError("an utterance without samples")
+        if self.over:
+            raise SessionEndedError("the pipeline has ended; nobody listens")
         if self._microphone is None:
             self._microphone = self.create_task(self._run(), "microphone")
+            # However it ends: who speaks into it must hear of it.
+            self._microphone.add_done_callback(lambda _: self._end())
         self._utterance = utterance
         self._spoken = asyncio.get_running_loop().create_future()
+        secs = len(utterance) / self.sample_rate + _SPEAK_MARGIN_SECS
         try:
-            return await self._spoken
+            async with asyncio.timeout(secs):
+                return await self._spoken
+        except TimeoutError:
+            raise HeadstartError(f"an utterance was not heard within {secs:.0f} s") from None
         finally:
             self._spoken = None
 
     async def _switch_off(self) -> None:
+        self._end()
         if self._microphone is not None:
             await self.cancel_task(self._microphone)
             self._microphone = None
+
+    def _end(self) -> None:
+        self.over = True
+        if self._spoken is not None and not self._spoken.done():
+            self._spoken.set_exception(
+                SessionEndedError("the pipeline ended while the user was speaking")
+            )
 
     async def _run(self) -> None:
         clock = self.get_clock()

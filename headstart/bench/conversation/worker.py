@@ -21,11 +21,11 @@ from typing import IO
 from pydantic import BaseModel
 
 from headstart.bench.machine import Usage, usage
-from headstart.cli.app import set_up_logging
 from headstart.config.load import load_config
 from headstart.config.spec import PipelineSpec
 from headstart.engines.hub import shared
 from headstart.errors import HeadstartError
+from headstart.logging import set_up_logging
 from headstart.pipeline.converse import converse
 from headstart.transports.wav import read_audio
 

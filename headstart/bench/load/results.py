@@ -117,6 +117,8 @@ class LoadResults(_Model):
     seed: int
     versions: dict[str, str]
     machine: dict[str, str | int | float]
+    complete: bool = True
+    """Whether it was not broken off."""
     levels: list[Level]
 
     def save(self, folder: Path) -> None:

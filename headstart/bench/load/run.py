@@ -59,6 +59,7 @@ def run_load(plan: LoadPlan, *, on_measure: Callable[[str], None]) -> LoadResult
     draw = random.Random(plan.seed)
     levels: list[Level] = []
     arms = list(names)
+    complete = True
     try:
         for sessions in plan.steps or (2**power for power in count()):
             loads: dict[str, list[Load]] = {arm: [] for arm in arms}
@@ -84,6 +85,7 @@ def run_load(plan: LoadPlan, *, on_measure: Callable[[str], None]) -> LoadResult
     except KeyboardInterrupt:
         if not levels:
             raise
+        complete = False
     if not any(level.parts for level in levels):
         raise HeadstartError(levels[0].error or "nothing was measured")
     return LoadResults(
@@ -93,6 +95,7 @@ def run_load(plan: LoadPlan, *, on_measure: Callable[[str], None]) -> LoadResult
         seed=plan.seed,
         versions=versions(),
         machine=described,
+        complete=complete,
         levels=levels,
     )
 

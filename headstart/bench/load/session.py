@@ -144,7 +144,7 @@ async def _talk(
     for number, utterance in enumerate(utterances, start=1):
         spoken.append(await transport.speak(utterance))
         if pause_s is None:
-            await answered(session, number)
+            await answered(session, transport, number)
         else:
             await asyncio.sleep(pause_s)
     return spoken
@@ -232,9 +232,9 @@ def measure_load(job: Job) -> Load:
 
 def main() -> None:
     """Measure, and print the figures."""
-    from headstart.cli.app import set_up_logging
     from headstart.config.load import load_config
     from headstart.engines.hub import shared
+    from headstart.logging import set_up_logging
     from headstart.transports.wav import read_audio
 
     # What a library prints must not be taken for the figures.

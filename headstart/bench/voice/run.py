@@ -17,12 +17,12 @@ from headstart.bench.machine import machine, versions
 from headstart.bench.voice.memory import measure, sessions_of
 from headstart.bench.voice.session import Cancellation, Row, VoiceResults
 from headstart.bench.voice.speed import line
-from headstart.cli.app import set_up_logging
 from headstart.engines import hub
 from headstart.engines.kokoro import KokoroEngine, KokoroOptions
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
 from headstart.engines.kokoro.voices import Voices
 from headstart.engines.queue import Priority, Ticket
+from headstart.logging import set_up_logging
 from headstart.processors.tts import KokoroSettings
 
 _WARM_UP = "This is only to warm up, so that nothing is measured that happens once."
