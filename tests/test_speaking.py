@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,9 +38,12 @@ from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
 
+from headstart import assets
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
-from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.backend import Abort, Rendering
+from headstart.engines.kokoro.engine import VOICES
 from headstart.engines.kokoro.text.phonemes import MAX_PHONEMES, Phonemizer
+from headstart.engines.kokoro.voices import Voices
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError, UsageError
@@ -476,7 +481,7 @@ def reply(text: str) -> list[Frame]:
     return [LLMFullResponseStartFrame(), *tokens, LLMFullResponseEndFrame()]
 
 
-@pytest.mark.parametrize("rate", [24_000, 16_000])
+@pytest.mark.parametrize("rate", [24_000, 8_000])
 async def test_a_reply_is_spoken_clause_by_clause_with_its_words(
     whisper: WhisperEngine, rate: int
 ) -> None:
@@ -509,6 +514,91 @@ async def test_an_interruption_ends_the_speech_and_the_next_reply_is_spoken() ->
         assert len(out.all(TTSAudioRawFrame)) == before + 1
         assert out.all(TTSTextFrame)[-1].text == "Bye."
         assert not out.all(ErrorFrame)
+
+
+TONE_HZ = 440
+
+
+class Tone:
+    """In the place of Kokoro's network: every clause is a second of a tone that goes on and on."""
+
+    name = "tone"
+
+    def __init__(self) -> None:
+        self.stalls = False
+        """Whether no more than the first piece is made of a clause until it is aborted."""
+        self._made = 0
+
+    def render(self, tokens: NDArray[np.int64], style: object, **how: Any) -> Rendering:
+        return Rendering(np.ones(len(tokens) + 2, np.int64), 0, self._pieces(how["abort"]))
+
+    def _pieces(self, abort: Abort) -> Iterator[NDArray[np.float32]]:
+        aborted = threading.Event()
+        abort.on_request(aborted.set)
+        for size in (2_400, 600, 12_000, 3_001, 5_999):
+            times = np.arange(self._made, self._made + size) / SAMPLE_RATE
+            self._made += size
+            yield 0.5 * np.sin(2 * np.pi * TONE_HZ * times).astype(np.float32)
+            if self.stalls:
+                aborted.wait(30)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def tone() -> Iterator[tuple[Tone, KokoroTTS]]:
+    """A stage that speaks in tones, and its network."""
+    network, stage = Tone(), KokoroTTS(KokoroSettings(engine="onnx"))
+    engine = KokoroEngine(network, Voices(assets.path(VOICES)))
+    fetch = stage.setup
+
+    async def setup(setup: Any) -> None:
+        await fetch(setup)
+        stage._engine = engine
+
+    stage.setup = setup  # type: ignore[method-assign]
+    yield network, stage
+    engine.close()
+
+
+def samples_of(frames: list[Frame]) -> NDArray[np.int16]:
+    audio = [frame.audio for frame in frames if isinstance(frame, TTSAudioRawFrame)]
+    return np.frombuffer(b"".join(audio), np.int16)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize("apart_secs", [0, 10])
+async def test_speech_keeps_its_length_and_pitch_at_any_rate_however_late_its_pieces_come(
+    rate: int, apart_secs: int, tone: tuple[Tone, KokoroTTS], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(time=itertools.count(0, apart_secs).__next__)
+    monkeypatch.setattr("pipecat.audio.resamplers.soxr_stream_resampler.time", clock)
+    async with running(tone[1], rate) as (worker, out):
+        await worker.queue_frames(reply("Sure. It is a very old town. And it is large."))
+        await out.wait_for(TTSStoppedFrame)
+    heard = samples_of(out.frames)
+    assert len(heard) == 3 * rate
+    ends = rate // 50  # the tone begins and ends at once, which no filter passes on
+    times = np.arange(len(heard))[ends:-ends] / rate
+    pure = 0.5 * 32767 * np.sin(2 * np.pi * TONE_HZ * times)
+    assert np.abs(heard[ends:-ends] - pure).max() < 100
+
+
+async def test_nothing_of_an_interrupted_answer_is_heard_in_the_next(
+    tone: tuple[Tone, KokoroTTS],
+) -> None:
+    network, stage = tone
+    async with running(stage, 8_000) as (worker, out):
+        network.stalls = True
+        await worker.queue_frames(reply("It is a very old town. And it is large."))
+        await out.wait_for(TTSAudioRawFrame)
+        network.stalls = False
+        await worker.queue_frame(InterruptionFrame())
+        await worker.queue_frame(TTSSpeakFrame("Bye."))
+        await out.wait_for(TTSStoppedFrame)
+    kinds = [type(frame) for frame in out.frames]
+    assert len(samples_of(out.frames[kinds.index(InterruptionFrame) :])) == 8_000
 
 
 async def test_a_clause_slower_than_the_timeout_is_no_silent_context() -> None:

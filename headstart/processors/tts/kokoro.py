@@ -328,11 +328,15 @@ class KokoroTTS(TTSService):
 
     async def _push_audio(self, samples: NDArray[np.float32], context_id: str) -> None:
         audio = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()
-        if self.sample_rate != SAMPLE_RATE:
-            audio = await self._resampler.resample(audio, SAMPLE_RATE, self.sample_rate)
-        await self.append_to_audio_context(
-            context_id, TTSAudioRawFrame(audio, self.sample_rate, 1, context_id=context_id)
-        )
+        resampler = self._contexts[context_id].resampler
+        audio = await resampler.resample(audio, SAMPLE_RATE, self.sample_rate)
+        await self._append_audio(audio, context_id)
+
+    async def _append_audio(self, audio: bytes, context_id: str) -> None:
+        if audio:
+            await self.append_to_audio_context(
+                context_id, TTSAudioRawFrame(audio, self.sample_rate, 1, context_id=context_id)
+            )
 
     async def _keep_waiting(self, context_id: str) -> None:
         """Let the context stay open while its next audio is being made, however slowly.
@@ -345,8 +349,10 @@ class KokoroTTS(TTSService):
             self._refresh_audio_context(context_id)
 
     async def _end_context(self, context_id: str) -> None:
-        self._contexts.pop(context_id, None)
+        context = self._contexts.pop(context_id, None)
         if self.audio_context_available(context_id):
+            if context is not None:
+                await self._append_audio(await context.resampler.flush(), context_id)
             await self.append_to_audio_context(context_id, TTSStoppedFrame(context_id=context_id))
             await self.remove_audio_context(context_id)
 
