@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import sys
 import threading
 import time
@@ -663,3 +664,43 @@ async def test_the_voice_can_change_while_the_pipeline_runs_but_not_to_a_wrong_o
         await out.wait_for(TTSStoppedFrame)
         assert stage.settings.voice == "am_adam"  # type: ignore[attr-defined]
         assert "did you mean am_adam" in out.all(ErrorFrame)[0].error
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"speed": 9}, "speed is 9"),
+        ({"speed": 0}, "speed is 0"),
+        ({"speed": -1.5}, "speed is -1.5"),
+        ({"speed": float("nan")}, "speed is nan"),
+        ({"speed": float("inf")}, "speed is inf"),
+        ({"speed": "1.5"}, "speed is '1.5'"),
+        ({"speed": None}, "speed is None"),
+        ({"voice": 5}, "no voice 5"),
+        ({"voice": None}, "no voice None"),
+        ({"voice": ["af_heart"]}, r"no voice \['af_heart'\]"),
+        ({"voice": "am_adm", "speed": 1.5}, "did you mean am_adam"),
+        ({"voice": "am_adam", "speed": 3}, "speed is 3"),
+    ],
+)
+async def test_settings_with_which_no_clause_could_be_spoken_are_refused_whole(
+    wrong: dict[str, Any], says: str, tone: tuple[Tone, KokoroTTS]
+) -> None:
+    stage = tone[1]
+    async with running(stage) as (worker, out):
+        await worker.queue_frame(TTSUpdateSettingsFrame(delta=KokoroLiveSettings(**wrong)))
+        await worker.queue_frame(TTSSpeakFrame("Yes."))
+        await out.wait_for(TTSStoppedFrame)
+    assert (stage._settings.voice, stage._settings.speed) == ("af_heart", 1.0)
+    assert out.all(TTSAudioRawFrame)
+    [error] = out.all(ErrorFrame)
+    assert re.search(says, error.error)
+
+
+async def test_a_whole_number_is_a_speed(tone: tuple[Tone, KokoroTTS]) -> None:
+    async with running(tone[1]) as (worker, out):
+        await worker.queue_frame(TTSUpdateSettingsFrame(delta=KokoroLiveSettings(speed=2)))
+        await worker.queue_frame(TTSSpeakFrame("Yes."))
+        await out.wait_for(TTSStoppedFrame)
+    assert tone[1]._settings.speed == 2
+    assert not out.all(ErrorFrame)

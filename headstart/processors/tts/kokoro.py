@@ -358,13 +358,13 @@ class KokoroTTS(TTSService):
 
     async def _update_settings(self, delta: Any) -> dict[str, Any]:
         """Change voice or speed from the next clause on; what cannot be is refused."""
-        voice = delta.voice if isinstance(delta.voice, str) else str(self._settings.voice)
-        speed = getattr(delta, "speed", None)
+        wanted: dict[str, Any] = {"voice": self._settings.voice, "speed": self._settings.speed}
+        wanted |= {name: value for name, value in delta.given_fields().items() if name in wanted}
         try:
             if self._engine:
-                await self._engine.prepare(voice, speed if isinstance(speed, float) else 1.0)
+                await self._engine.prepare(**wanted)
         except HeadstartError as error:
             await self.push_error(str(error))
             return {}
-        logger.debug(f"{self}: speaks with {voice} from now on")
+        logger.debug(f"{self}: speaks with {wanted['voice']} from now on")
         return await super()._update_settings(delta)
