@@ -129,6 +129,14 @@ def leave_partial(cache: Cache, content: bytes, name: str = "") -> Path:
     return part
 
 
+def leave_damaged(cache: Cache, asset: Asset) -> Path:
+    """WEIGHTS of the right size and the wrong content in the cache."""
+    lies_at = cache.root / asset.name / "model.bin"
+    lies_at.parent.mkdir(parents=True)
+    lies_at.write_bytes(OTHER)
+    return lies_at
+
+
 class TestDownloading:
     def test_a_downloaded_file_lies_whole_in_the_cache_and_nothing_else_is_left(
         self, cache: Cache, server: Server
@@ -317,6 +325,16 @@ class TestSources:
         with pytest.raises(AssetError, match=r"npm tiny@1: npm is not installed"):
             cache.pull([asset_of(Packages(npm, (("tiny@1", "{name}"),)))])
 
+    def test_a_client_that_brings_nothing_and_says_nothing_is_a_reason_too(
+        self, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = tmp_path / "npm"
+        client.write_text(f"#!{sys.executable}\n")
+        client.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(AssetError, match=r"npm tiny@1: no \*\.tgz has come"):
+            cache.pull([asset_of(Packages(npm, (("tiny@1", "{name}"),)))])
+
     def test_a_package_without_the_file_is_a_reason_too(self, cache: Cache, wheel: Path) -> None:
         with pytest.raises(AssetError, match=r"not in the package: .*elsewhere"):
             cache.pull([asset_of(Packages(pip, ((str(wheel), "elsewhere/{name}"),)))])
@@ -437,6 +455,41 @@ class TestFinding:
         cache.pull([asset])
         assert lies_at.read_bytes() == WEIGHTS
 
+    def test_damage_is_repaired_from_the_second_source_when_the_first_is_out_of_reach(
+        self, cache: Cache, server: Server, unused_port: int
+    ) -> None:
+        asset = asset_of(Https(f"http://127.0.0.1:{unused_port}/"), Https(server.url))
+        cache.pull([asset])
+        lies_at = cache.require(asset).path / "model.bin"
+        lies_at.write_bytes(OTHER)
+        cache.pull([asset])
+        assert lies_at.read_bytes() == WEIGHTS
+
+    def test_damage_that_cannot_be_repaired_is_an_error_and_is_not_loaded(
+        self, cache: Cache, unused_port: int
+    ) -> None:
+        asset = asset_of(*(Https(f"http://127.0.0.1:{unused_port}/{n}/") for n in range(2)))
+        lies_at = leave_damaged(cache, asset)
+        assert cache.locate(asset) is not None
+        with pytest.raises(AssetError, match="cannot reach"):
+            cache.pull([asset])
+        assert not lies_at.exists()
+        assert cache.locate(asset) is None
+
+    def test_a_damaged_file_gives_way_to_the_intact_one_of_a_package(
+        self, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "site" / "intact_weights_for_headstart_tests"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "model.bin").write_bytes(WEIGHTS)
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        package = InstalledPackage(folder.name)
+        asset = Asset("tiny", "a test", "MIT", (file_of(WEIGHTS),), packages=(package,))
+        leave_damaged(cache, asset)
+        cache.pull([asset])
+        assert cache.require(asset).path == folder / "."
+
 
 class TestCatalogue:
     def test_every_asset_can_be_fetched_and_set_by_the_environment(self) -> None:
@@ -488,6 +541,19 @@ class TestCommands:
         result = CliRunner().invoke(models.app, ["pull", "silero-vad", "smart-turn-v3"])
         assert result.exit_code == 0
         assert f"silero-vad: {assets.path('silero-vad')}" in result.output.splitlines()
+
+    def test_pull_fails_on_damaged_weights_that_no_source_replaces(
+        self, empty_cache: Path, unused_port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sources = (Https(f"http://127.0.0.1:{unused_port}/{n}/") for n in range(2))
+        asset = asset_of(*sources, name="smart-turn-v3")
+        monkeypatch.setitem(assets.ASSETS, asset.name, asset)
+        leave_damaged(Cache(empty_cache), asset)
+        result = CliRunner().invoke(models.app, ["pull", asset.name])
+        assert isinstance(result.exception, AssetError)
+        assert result.exception.exit_code == 1
+        assert "could not fetch the weights smart-turn-v3" in str(result.exception)
+        assert f"{asset.name}: " not in result.stdout
 
     def test_verify_fails_on_damaged_weights_only(self, empty_cache: Path) -> None:
         assert CliRunner().invoke(models.app, ["verify"]).exit_code == 0

@@ -636,3 +636,11 @@ def test_resampling_in_pieces_is_seamless() -> None:
     got = np.concatenate(pieces)
     assert len(whole) - len(got) < 0.05 * RATE
     assert np.abs(got.astype(int) - whole[: len(got)]).max() < 400
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
+def test_a_stream_that_ends_is_heard_to_its_last_sample(rate: int) -> None:
+    audio = soxr.resample(speech("medium-france"), RATE, rate)
+    resample = Resampler(rate)
+    got = [resample(audio[:1000].tobytes()), resample(audio[1000:].tobytes(), last=True)]
+    assert abs(sum(map(len, got)) - len(audio) * RATE / rate) <= 1

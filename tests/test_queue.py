@@ -186,6 +186,48 @@ async def test_a_closed_queue_ends_what_waits() -> None:
         await queue.run(lambda: "never")
 
 
+class JustClosed(asyncio.SelectorEventLoop):
+    """Closes right after a worker thread has asked it whether it is closed."""
+
+    def is_closed(self) -> bool:
+        return super().is_closed() and threading.current_thread() is threading.main_thread()
+
+    def __del__(self) -> None:
+        """Its base class would close it once more, if a worker thread has it last."""
+
+
+def ask_and_go(queue: InferenceQueue, model: Model, *, stream: bool) -> None:
+    """A session that asks for work and closes its event loop before the work is done."""
+
+    async def ask() -> None:
+        asked = (
+            anext(queue.stream(lambda: iter([model.hold()])))
+            if stream
+            else queue.run(model.hold, Ticket(Priority.SPECULATIVE))
+        )
+        task = asyncio.ensure_future(asked)
+        await asyncio.to_thread(model.begun.wait)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=JustClosed) as runner:
+        runner.run(ask())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_session_whose_loop_closes_leaves_the_worker_to_the_others(stream: bool) -> None:
+    queue, model = InferenceQueue("test"), Model()
+    ask_and_go(queue, model, stream=stream)
+    model.release()
+
+    async def other() -> str:
+        async with asyncio.timeout(10):
+            return await queue.run(lambda: "served")
+
+    assert asyncio.run(other()) == "served"
+    queue.close()
+
+
 @given(st.lists(st.sampled_from(list(Priority)), min_size=1, max_size=12))
 def test_work_runs_committed_first_then_oldest_first(priorities: list[Priority]) -> None:
     async def scenario() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,9 +39,12 @@ from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
 
+from headstart import assets
 from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, KokoroOptions
-from headstart.engines.kokoro.backend import Abort
+from headstart.engines.kokoro.backend import Abort, Rendering
+from headstart.engines.kokoro.engine import VOICES
 from headstart.engines.kokoro.text.phonemes import MAX_PHONEMES, Phonemizer
+from headstart.engines.kokoro.voices import Voices
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError, UsageError
@@ -476,7 +482,7 @@ def reply(text: str) -> list[Frame]:
     return [LLMFullResponseStartFrame(), *tokens, LLMFullResponseEndFrame()]
 
 
-@pytest.mark.parametrize("rate", [24_000, 16_000])
+@pytest.mark.parametrize("rate", [24_000, 8_000])
 async def test_a_reply_is_spoken_clause_by_clause_with_its_words(
     whisper: WhisperEngine, rate: int
 ) -> None:
@@ -509,6 +515,91 @@ async def test_an_interruption_ends_the_speech_and_the_next_reply_is_spoken() ->
         assert len(out.all(TTSAudioRawFrame)) == before + 1
         assert out.all(TTSTextFrame)[-1].text == "Bye."
         assert not out.all(ErrorFrame)
+
+
+TONE_HZ = 440
+
+
+class Tone:
+    """In the place of Kokoro's network: every clause is a second of a tone that goes on and on."""
+
+    name = "tone"
+
+    def __init__(self) -> None:
+        self.stalls = False
+        """Whether no more than the first piece is made of a clause until it is aborted."""
+        self._made = 0
+
+    def render(self, tokens: NDArray[np.int64], style: object, **how: Any) -> Rendering:
+        return Rendering(np.ones(len(tokens) + 2, np.int64), 0, self._pieces(how["abort"]))
+
+    def _pieces(self, abort: Abort) -> Iterator[NDArray[np.float32]]:
+        aborted = threading.Event()
+        abort.on_request(aborted.set)
+        for size in (2_400, 600, 12_000, 3_001, 5_999):
+            times = np.arange(self._made, self._made + size) / SAMPLE_RATE
+            self._made += size
+            yield 0.5 * np.sin(2 * np.pi * TONE_HZ * times).astype(np.float32)
+            if self.stalls:
+                aborted.wait(30)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def tone() -> Iterator[tuple[Tone, KokoroTTS]]:
+    """A stage that speaks in tones, and its network."""
+    network, stage = Tone(), KokoroTTS(KokoroSettings(engine="onnx"))
+    engine = KokoroEngine(network, Voices(assets.path(VOICES)))
+    fetch = stage.setup
+
+    async def setup(setup: Any) -> None:
+        await fetch(setup)
+        stage._engine = engine
+
+    stage.setup = setup  # type: ignore[method-assign]
+    yield network, stage
+    engine.close()
+
+
+def samples_of(frames: list[Frame]) -> NDArray[np.int16]:
+    audio = [frame.audio for frame in frames if isinstance(frame, TTSAudioRawFrame)]
+    return np.frombuffer(b"".join(audio), np.int16)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize("apart_secs", [0, 10])
+async def test_speech_keeps_its_length_and_pitch_at_any_rate_however_late_its_pieces_come(
+    rate: int, apart_secs: int, tone: tuple[Tone, KokoroTTS], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(time=itertools.count(0, apart_secs).__next__)
+    monkeypatch.setattr("pipecat.audio.resamplers.soxr_stream_resampler.time", clock)
+    async with running(tone[1], rate) as (worker, out):
+        await worker.queue_frames(reply("Sure. It is a very old town. And it is large."))
+        await out.wait_for(TTSStoppedFrame)
+    heard = samples_of(out.frames)
+    assert len(heard) == 3 * rate
+    ends = rate // 50  # the tone begins and ends at once, which no filter passes on
+    times = np.arange(len(heard))[ends:-ends] / rate
+    pure = 0.5 * 32767 * np.sin(2 * np.pi * TONE_HZ * times)
+    assert np.abs(heard[ends:-ends] - pure).max() < 100
+
+
+async def test_nothing_of_an_interrupted_answer_is_heard_in_the_next(
+    tone: tuple[Tone, KokoroTTS],
+) -> None:
+    network, stage = tone
+    async with running(stage, 8_000) as (worker, out):
+        network.stalls = True
+        await worker.queue_frames(reply("It is a very old town. And it is large."))
+        await out.wait_for(TTSAudioRawFrame)
+        network.stalls = False
+        await worker.queue_frame(InterruptionFrame())
+        await worker.queue_frame(TTSSpeakFrame("Bye."))
+        await out.wait_for(TTSStoppedFrame)
+    kinds = [type(frame) for frame in out.frames]
+    assert len(samples_of(out.frames[kinds.index(InterruptionFrame) :])) == 8_000
 
 
 async def test_a_clause_slower_than_the_timeout_is_no_silent_context() -> None:
@@ -573,3 +664,43 @@ async def test_the_voice_can_change_while_the_pipeline_runs_but_not_to_a_wrong_o
         await out.wait_for(TTSStoppedFrame)
         assert stage.settings.voice == "am_adam"  # type: ignore[attr-defined]
         assert "did you mean am_adam" in out.all(ErrorFrame)[0].error
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"speed": 9}, "speed is 9"),
+        ({"speed": 0}, "speed is 0"),
+        ({"speed": -1.5}, "speed is -1.5"),
+        ({"speed": float("nan")}, "speed is nan"),
+        ({"speed": float("inf")}, "speed is inf"),
+        ({"speed": "1.5"}, "speed is '1.5'"),
+        ({"speed": None}, "speed is None"),
+        ({"voice": 5}, "no voice 5"),
+        ({"voice": None}, "no voice None"),
+        ({"voice": ["af_heart"]}, r"no voice \['af_heart'\]"),
+        ({"voice": "am_adm", "speed": 1.5}, "did you mean am_adam"),
+        ({"voice": "am_adam", "speed": 3}, "speed is 3"),
+    ],
+)
+async def test_settings_with_which_no_clause_could_be_spoken_are_refused_whole(
+    wrong: dict[str, Any], says: str, tone: tuple[Tone, KokoroTTS]
+) -> None:
+    stage = tone[1]
+    async with running(stage) as (worker, out):
+        await worker.queue_frame(TTSUpdateSettingsFrame(delta=KokoroLiveSettings(**wrong)))
+        await worker.queue_frame(TTSSpeakFrame("Yes."))
+        await out.wait_for(TTSStoppedFrame)
+    assert (stage._settings.voice, stage._settings.speed) == ("af_heart", 1.0)
+    assert out.all(TTSAudioRawFrame)
+    [error] = out.all(ErrorFrame)
+    assert re.search(says, error.error)
+
+
+async def test_a_whole_number_is_a_speed(tone: tuple[Tone, KokoroTTS]) -> None:
+    async with running(tone[1]) as (worker, out):
+        await worker.queue_frame(TTSUpdateSettingsFrame(delta=KokoroLiveSettings(speed=2)))
+        await worker.queue_frame(TTSSpeakFrame("Yes."))
+        await out.wait_for(TTSStoppedFrame)
+    assert tone[1]._settings.speed == 2
+    assert not out.all(ErrorFrame)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from torch.nn import functional
 
 from headstart import assets
 from headstart.bench.voice.quality import level_difference, log_mel_distance
-from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine
+from headstart.engines import processor
+from headstart.engines.kokoro import SAMPLE_RATE, KokoroEngine, choose
 from headstart.engines.kokoro.backend import Abort, AbortedError
 from headstart.engines.kokoro.choose import decide
 from headstart.engines.kokoro.engine import MODEL, VOICES, model_file
@@ -395,3 +397,79 @@ def test_torch_is_chosen_unless_only_onnx_keeps_up(
     choice = decide({"torch": torch_} | ({"onnx": onnx} if onnx else {}))
     assert choice.engine == chosen
     assert "torch is heard after" in choice.reason
+
+
+XEON = """\
+processor\t: {number}
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: {model}
+model name\t: Intel(R) Xeon(R) Processor @ 2.50GHz
+stepping\t: 7
+cpu MHz\t\t: {mhz}
+flags\t\t: fpu sse2 avx2 {more}
+
+"""
+XEON_85 = {"model": 85, "more": "avx512f avx512_vnni"}
+
+
+def cpuinfo(file: Path, mhz: float = 2500.0, **kind: object) -> Path:
+    """What Linux says of two cores of a kind."""
+    file.write_text("".join(XEON.format(number=n, mhz=mhz + n, **kind) for n in range(2)))
+    return file
+
+
+def test_a_processor_is_known_by_its_model_and_instructions_however_fast_its_clock(
+    tmp_path: Path,
+) -> None:
+    known = processor.identity(cpuinfo(tmp_path / "one", **XEON_85))
+    assert known.startswith("Intel(R) Xeon(R) Processor @ 2.50GHz, ")
+    assert processor.identity(cpuinfo(tmp_path / "same", 1200.0, **XEON_85)) == known
+    for number, other in enumerate(({"model": 143}, {"more": ""})):
+        file = cpuinfo(tmp_path / f"other{number}", **XEON_85 | other)
+        assert processor.identity(file) != known
+    arm = tmp_path / "arm"
+    arm.write_text("CPU part\t: 0xd0c\nFeatures\t: fp asimd bf16\n")
+    older = tmp_path / "older"
+    older.write_text("CPU part\t: 0xd08\nFeatures\t: fp asimd\n")
+    assert processor.identity(arm) != processor.identity(older)
+
+
+def test_an_engine_chosen_on_one_machine_is_measured_anew_on_another_of_the_same_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, identity = tmp_path / "kokoro-engine.json", processor.identity
+    measured: list[tuple[str, str]] = []
+    slow, fast = Measurement(400, 1.2), Measurement(200, 0.3)
+    figures = {
+        "small": {"torch": slow, "onnx": fast},
+        "large": {"torch": fast},
+    }
+
+    def start_on(machine: str) -> str:
+        file = cpuinfo(tmp_path / machine, model=machine, more="avx2")
+        monkeypatch.setattr(processor, "identity", lambda: identity(file))
+        monkeypatch.setattr(choose, "load", lambda name, model, threads: Loaded(name))
+
+        def measure(backend: Loaded, voices: object) -> Measurement:
+            measured.append((machine, backend.name))
+            return figures[machine][backend.name]
+
+        monkeypatch.setattr(choose, "measure", measure)
+        nobody: Any = None
+        return choose.load_best(Path("model"), nobody, threads=2, memory=memory).name
+
+    monkeypatch.setattr(choose, "_busy", lambda: False)
+    names = [start_on(machine) for machine in ("small", "large", "small", "large")]
+    assert names == ["onnx", "torch", "onnx", "torch"]
+    assert measured == [("small", "torch"), ("small", "onnx"), ("large", "torch")]
+
+
+class Loaded:
+    """A runtime that takes no time to load."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def close(self) -> None:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -104,10 +105,19 @@ class Cache:
 
     def _pull(self, asset: Asset, progress: Progress | None, unreachable: set[str]) -> None:
         location = self.locate(asset)
-        if location and (location.origin == asset.variable or not self.damaged(asset)):
+        if location and location.origin == asset.variable:
             return
         own = self.root / asset.name
         missing = [file for file in asset.files if not file.is_intact_at(own / file.name)]
+        if not missing:
+            return
+        for file in missing:
+            # A damaged file has the right size, so that `locate` would go on finding it, and
+            # before an intact one of a package, if nothing can be fetched now.
+            with suppress(OSError):
+                (own / file.name).unlink()
+        if self.locate(asset) and not self.damaged(asset):
+            return
         total = sum(file.size for file in missing)
 
         most_bytes = 0
@@ -127,7 +137,7 @@ class Cache:
                 source.fetch(missing, intake)
             except (SourceError, OSError) as error:
                 reasons.append(f"  {source.label}: {error}")
-            missing = [file for file in missing if not file.is_at(own / file.name)]
+            missing = [file for file in missing if not file.is_intact_at(own / file.name)]
             if not missing:
                 return
         names = ", ".join(file.name for file in asset.files[:4]) + ", …" * (len(asset.files) > 4)

@@ -121,7 +121,7 @@ def pip(package: str, folder: Path, poll: Callable[[], None]) -> Path:
     """Fetch a wheel with `pip download`; neither dependencies nor anything to be built."""
     options = ["--no-deps", "--only-binary=:all:", "--retries=2", "--dest", str(folder)]
     _run([sys.executable, "-m", "pip", "download", *options, package], folder, poll)
-    return next(folder.glob("*.whl"))
+    return _only(folder, "*.whl")
 
 
 def npm(package: str, folder: Path, poll: Callable[[], None]) -> Path:
@@ -133,7 +133,7 @@ def npm(package: str, folder: Path, poll: Callable[[], None]) -> Path:
     # A cache of its own makes the progress visible and leaves nothing behind.
     options += ["--cache", str(folder / "cache"), "--pack-destination", str(folder)]
     _run([executable, "pack", package, *options], folder, poll)
-    return next(folder.glob("*.tgz"))
+    return _only(folder, "*.tgz")
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,14 @@ def _run(command: list[str], folder: Path, poll: Callable[[], None]) -> None:
         # Both clients name the cause first and advice last.
         said = [line for line in lines if "error" in line.lower()] or lines[-1:]
         raise SourceError(said[0].strip() if said else f"exit status {process.returncode}")
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    """The archive that a client has left in the folder."""
+    archive = next(folder.glob(pattern), None)
+    if archive is None:
+        raise SourceError(f"no {pattern} has come, though the client reports no error")
+    return archive
 
 
 def _bytes_in(folder: Path) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from headstart.engines import processor
+
 _PACKAGES = (
     "headstart pipecat-ai anthropic openai ctranslate2 faster-whisper onnxruntime torch xllamacpp "
     "kokoro-onnx numpy"
@@ -32,7 +34,7 @@ def machine() -> dict[str, str | int | float]:
     """Processor, cores, memory and load."""
     described: dict[str, str | int | float] = {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor.name(),
         "cores": os.cpu_count() or 1,
         "load_1m": round(os.getloadavg()[0], 2),
     }
@@ -40,15 +42,6 @@ def machine() -> dict[str, str | int | float]:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         described["memory_gb"] = round(memory / 1e9, 1)
     return described
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 
 from headstart.errors import EngineBusyError, EngineError
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _HISTORY = 512
 
@@ -164,21 +165,18 @@ class InferenceQueue:
             else:
                 result.set_result(cast("T", value))
 
-        def post(value: T | None, error: BaseException | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, value, error)
-
         def end(error: BaseException | None) -> None:
             # Waking the loop is what a short piece of work costs most: once is enough.
             if error is not None or not job.delivered:
-                post(None, error or EngineError(f"{self._name}: the work was cancelled"))
+                cancelled = EngineError(f"{self._name}: the work was cancelled")
+                _post(loop, settle, None, error or cancelled)
 
         job = _Job(
             next(self._numbers),
             ticket or Ticket(),
             _once(work),
             single=True,
-            deliver=lambda value: post(value, None),
+            deliver=lambda value: _post(loop, settle, value, None),
             end=end,
         )
         self._submit(job)
@@ -200,18 +198,13 @@ class InferenceQueue:
         """
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
-
-        def post(item: tuple[bool, Any]) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(arrived.put_nowait, item)
-
         job = _Job(
             next(self._numbers),
             ticket or Ticket(),
             _lazily(work),
             single=False,
-            deliver=lambda piece: post((True, piece)),
-            end=lambda error: post((False, error)),
+            deliver=lambda piece: _post(loop, arrived.put_nowait, (True, piece)),
+            end=lambda error: _post(loop, arrived.put_nowait, (False, error)),
         )
         self._submit(job)
         try:
@@ -324,6 +317,16 @@ class InferenceQueue:
         self._waits_ms.append(1000 * job.waited)
         self._runs_ms.append(1000 * job.ran)
         job.end(error)
+
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[*Ts], object], *values: *Ts) -> None:
+    """Have `callback` called on the event loop of whoever asked; nothing if that has closed.
+
+    Asking before whether it has closed would not do: it may close right after the answer, and
+    the thread that asks works for all sessions.
+    """
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(callback, *values)
 
 
 def _once(work: Callable[[], T]) -> Iterator[T]:

@@ -25,12 +25,19 @@ class Resampler:
             else soxr.ResampleStream(sample_rate, MODEL_RATE, 1, dtype="int16", quality="MQ")
         )
 
-    def __call__(self, pcm: bytes) -> NDArray[np.int16]:
-        """The next samples at 16 kHz; a few milliseconds may stay inside until more comes."""
+    def __call__(self, pcm: bytes, *, last: bool = False) -> NDArray[np.int16]:
+        """The next samples at 16 kHz.
+
+        Up to 40 ms stay inside until more comes, however late it comes.
+
+        Args:
+            pcm: What follows in the stream.
+            last: The stream ends with it, so that nothing stays inside.
+        """
         samples = np.frombuffer(pcm, dtype=np.int16)
         if self._stream is None:
             return samples
-        return np.asarray(self._stream.resample_chunk(samples), dtype=np.int16)
+        return np.asarray(self._stream.resample_chunk(samples, last=last), dtype=np.int16)
 
 
 class AudioRing:

@@ -1,23 +1,24 @@
-"""Which runtime speaks: measured once on a machine, remembered beside the weights."""
+"""Which runtime speaks: measured once on a kind of machine, remembered beside the weights."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import platform
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from loguru import logger
 
+from headstart.engines import processor
 from headstart.engines.kokoro.backend import Backend
 from headstart.engines.kokoro.measure import Measurement, measure
 from headstart.engines.kokoro.onnx.engine import OnnxKokoro
 from headstart.engines.kokoro.voices import Voices
 
-_VERSION = 2
+_VERSION = 3
 """Of the engines, for the memory: what was measured with others does not count."""
 _KEEPS_UP = 0.9
 """Real-time factor up to which a runtime is trusted to play without stopping."""
@@ -41,12 +42,12 @@ def load_best(model: Path, voices: Voices, *, threads: int, memory: Path) -> Bac
         model: The ONNX export.
         voices: To speak with while measuring.
         threads: Of one clause's computation.
-        memory: File in which earlier choices are kept.
+        memory: File in which earlier choices are kept; machines may share it.
     """
     if not _torch_is_installed():
         logger.info("Kokoro: onnx, because torch is not installed")
         return OnnxKokoro(model, threads=threads)
-    key = f"v{_VERSION} {platform.processor() or platform.machine()} {os.cpu_count()} x{threads}"
+    key = f"v{_VERSION} {processor.identity()}, {_card()} x{threads}"
     choice = _remembered(memory, key)
     if choice:
         logger.info(f"Kokoro: {choice.engine}, because {choice.reason}")
@@ -106,6 +107,15 @@ def _busy() -> bool:
     return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
+def _card() -> str:
+    """The CUDA card that torch means. It takes seconds to import, so only a build for one is."""
+    if version("torch").endswith("+cpu"):
+        return "no card"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no card"
+
+
 def _torch_is_installed() -> bool:
     return importlib.util.find_spec("torch") is not None
 
@@ -124,5 +134,5 @@ def _remember(memory: Path, key: str, choice: Choice) -> None:
         draft = memory.with_suffix(f".{time.monotonic_ns()}")
         draft.write_text(json.dumps(kept | {key: asdict(choice)}, indent=1))
         draft.replace(memory)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         logger.debug(f"the choice of Kokoro's engine is not kept: {error}")

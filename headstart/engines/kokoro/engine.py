@@ -122,15 +122,16 @@ class KokoroEngine(Engine):
         """The names of all voices, alphabetically."""
         return self._voices.names
 
-    def check(self, voice: str, speed: float = 1.0) -> None:
+    def check(self, voice: object, speed: object = 1.0) -> None:
         """Make sure that the engine can speak so.
 
         Raises:
-            UsageError: No such voice, or a speed outside 0.5 to 2.
+            UsageError: No such voice, or a speed that is no number from 0.5 to 2.
         """
         self._voices.check(voice)
-        if not _SLOWEST <= speed <= _FASTEST:
-            raise UsageError(f"speed is {speed:g}; Kokoro speaks at {_SLOWEST} to {_FASTEST:g}")
+        # Not `speed < _SLOWEST or speed > _FASTEST`, which is false for NaN.
+        if not isinstance(speed, (int, float)) or not _SLOWEST <= speed <= _FASTEST:
+            raise UsageError(f"speed is {speed!r}; Kokoro speaks at {_SLOWEST} to {_FASTEST:g}")
 
     async def prepare(self, voice: str, speed: float = 1.0) -> None:
         """As `check`, and have what the voice's language needs at hand before the first sentence.

@@ -36,14 +36,14 @@ class Voices:
         """All voices, alphabetically."""
         return tuple(self._files)
 
-    def check(self, name: str) -> None:
+    def check(self, name: object) -> None:
         """Make sure that there is such a voice.
 
         Raises:
             UsageError: There is none; the text names the nearest.
         """
-        if name not in self._files:
-            near = difflib.get_close_matches(name.lower(), self._files, n=3, cutoff=0.4)
+        if not isinstance(name, str) or name not in self._files:
+            near = difflib.get_close_matches(str(name).lower(), self._files, n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(near)}?" if near else f"there are {self._spread()}"
             raise UsageError(f"Kokoro has no voice {name!r}; {hint}")
 

@@ -176,7 +176,7 @@ class LocalSTT(STTService):
         Args:
             audio: 16-bit mono PCM at the session's input rate.
         """
-        samples = as_float(Resampler(self.sample_rate)(audio))
+        samples = as_float(Resampler(self.sample_rate)(audio, last=True))
         yield self._final_frame(await self._recogniser.transcribe(samples))
 
     def _open_segment(self) -> None:

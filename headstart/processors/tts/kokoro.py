@@ -271,11 +271,15 @@ class KokoroTTS(FollowingTTS):
 
     async def _push_audio(self, samples: NDArray[np.float32], context_id: str) -> None:
         audio = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()
-        if self.sample_rate != SAMPLE_RATE:
-            audio = await self._resampler.resample(audio, SAMPLE_RATE, self.sample_rate)
-        await self.append_to_audio_context(
-            context_id, TTSAudioRawFrame(audio, self.sample_rate, 1, context_id=context_id)
-        )
+        resampler = self._contexts[context_id].resampler
+        audio = await resampler.resample(audio, SAMPLE_RATE, self.sample_rate)
+        await self._append_audio(audio, context_id)
+
+    async def _append_audio(self, audio: bytes, context_id: str) -> None:
+        if audio:
+            await self.append_to_audio_context(
+                context_id, TTSAudioRawFrame(audio, self.sample_rate, 1, context_id=context_id)
+            )
 
     async def _keep_waiting(self, context_id: str) -> None:
         """Let the context stay open while its next audio is being made, however slowly.
@@ -288,20 +292,22 @@ class KokoroTTS(FollowingTTS):
             self._refresh_audio_context(context_id)
 
     async def _end_context(self, context_id: str) -> None:
-        self._contexts.pop(context_id, None)
+        context = self._contexts.pop(context_id, None)
         if self.audio_context_available(context_id):
+            if context is not None:
+                await self._append_audio(await context.resampler.flush(), context_id)
             await self.append_to_audio_context(context_id, TTSStoppedFrame(context_id=context_id))
             await self.remove_audio_context(context_id)
 
     async def _update_settings(self, delta: Any) -> dict[str, Any]:
         """Change voice or speed from the next clause on; what cannot be is refused."""
-        voice = delta.voice if isinstance(delta.voice, str) else str(self._settings.voice)
-        speed = getattr(delta, "speed", None)
+        wanted: dict[str, Any] = {"voice": self._settings.voice, "speed": self._settings.speed}
+        wanted |= {name: value for name, value in delta.given_fields().items() if name in wanted}
         try:
             if self._engine:
-                await self._engine.prepare(voice, speed if isinstance(speed, float) else 1.0)
+                await self._engine.prepare(**wanted)
         except HeadstartError as error:
             await self.push_error(str(error))
             return {}
-        logger.debug(f"{self}: speaks with {voice} from now on")
+        logger.debug(f"{self}: speaks with {wanted['voice']} from now on")
         return await super()._update_settings(delta)
