@@ -25,6 +25,7 @@ from headstart.frames import ProgressiveTranscriptionFrame, WarmUpFrame
 from headstart.pipeline import gc_freeze as collector
 from headstart.pipeline.build import Built, build
 from headstart.pipeline.timeline.observer import Timeline, TurnRecord
+from headstart.transports.door import Pcm
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 _OPEN_TIMEOUT_SECS = 120.0
@@ -188,18 +189,25 @@ class Session:
             send_initial_empty_metrics=False,
         )
 
-    async def push_audio(self, audio: bytes) -> None:
+    async def push_audio(self, audio: Pcm, sample_rate: int | None = None) -> None:
         """Hand over what the user has just said.
 
+        Pieces may have any length; once the session is over they are ignored.
+
         Args:
-            audio: Mono 16-bit PCM at the spec's input rate, at the pace of real time.
+            audio: Mono 16-bit PCM, as bytes or as an array of samples, at the pace of real time.
+            sample_rate: Of the audio, in Hz, from 1000 to 384000; by default the spec's input
+                rate. Another one is resampled.
 
         Raises:
-            TypeError: The session has a transport of its own.
+            TypeError: The audio is not 16-bit PCM, the rate is no whole number, or the session
+                has a transport of its own.
+            ValueError: Half a sample, or a rate that is out of range.
+            RuntimeError: The session is not open yet.
         """
         if not isinstance(self._transport, MemoryTransport):
             raise TypeError("this session's audio comes from its transport")
-        await self._transport.push_audio(audio)
+        await self._transport.push_audio(audio, sample_rate)
 
     async def events(self) -> AsyncIterator[Event]:
         """What happens, as it happens, until the session ends."""
