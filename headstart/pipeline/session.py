@@ -24,6 +24,7 @@ from headstart.errors import HeadstartError
 from headstart.frames import ProgressiveTranscriptionFrame, WarmUpFrame
 from headstart.pipeline import gc_freeze as collector
 from headstart.pipeline.build import Built, build
+from headstart.pipeline.events import EventQueue, Worth
 from headstart.pipeline.timeline.observer import Timeline, TurnRecord
 from headstart.transports.door import Pcm
 from headstart.transports.memory import MemoryTransport, PlayedAudio
@@ -103,7 +104,7 @@ class Session:
             observers: Pipecat observers that want to watch too.
         """
         self._spec = spec
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._events: EventQueue[Event] = EventQueue(_worth)
         self._transport = transport or MemoryTransport(
             on_played=lambda audio: self._events.put_nowait(Played(audio))
         )
@@ -210,8 +211,15 @@ class Session:
         await self._transport.push_audio(audio, sample_rate)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens, as it happens, until the session ends."""
-        while (event := await self._events.get()) is not None:
+        """What happens, as it happens, until the session ends.
+
+        Each event is given once. Several iterations share them: one that begins later goes on
+        where another has stopped, and two at a time take turns. Over a closed session an
+        iteration ends when what was left has been read. Where nobody reads, the oldest audio and
+        partial texts are dropped, of about 20 s of speech and more, then other texts; never
+        `TurnEnded` nor `Failed`.
+        """
+        async for event in self._events:
             yield event
 
     async def end(self) -> None:
@@ -232,7 +240,7 @@ class Session:
             self._spares_collector = False
             collector.resume()
         self.timeline.finish()
-        self._events.put_nowait(None)
+        self._events.close()
 
     def _zero_ns(self) -> int | None:
         zero: int | None = getattr(self._transport, "zero_ns", 0)
@@ -245,7 +253,7 @@ class Session:
 class _Listener(BaseObserver):
     """Tells the session's listeners what is heard, said and gone wrong."""
 
-    def __init__(self, events: asyncio.Queue[Event | None]) -> None:
+    def __init__(self, events: EventQueue[Event]) -> None:
         super().__init__(observe_every_push=False)
         self._events = events
 
@@ -260,6 +268,16 @@ class _Listener(BaseObserver):
             self._events.put_nowait(Said(frame.text))
         elif isinstance(frame, ErrorFrame):
             self._events.put_nowait(Failed(frame.error))
+
+
+def _worth(event: Event) -> Worth:
+    match event:
+        case Played() | Heard(final=False):
+            return Worth.PASSING
+        case Heard() | Said():
+            return Worth.TEXT
+        case TurnEnded() | Failed():
+            return Worth.KEPT
 
 
 def _give_up(opened: asyncio.Future[None]) -> None:
