@@ -66,6 +66,16 @@ class VoiceFrame(SystemFrame):
 
 
 @dataclass
+class AudioGapFrame(SystemFrame):
+    """No audio comes any more, for a while at least: the microphone was muted, say.
+
+    What was heard before has nothing to do with what will be heard next: a stage that keeps the
+    last moments of audio for the next speech forgets them. Speech that was going on ended with
+    the last sample; a `VADUserStoppedSpeakingFrame` follows.
+    """
+
+
+@dataclass
 class AnswerCutFrame(SystemFrame):
     """What was heard of an interrupted answer is in the context. Goes upstream.
 

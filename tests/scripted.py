@@ -35,6 +35,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMUserAggregatorParams,
 )
 from pipecat.services.llm_service import FunctionCallParams
+from pipecat.transcriptions.language import Language
 from pipecat.turns.user_start import VADUserTurnStartStrategy
 from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
@@ -365,6 +366,8 @@ class World(BaseObserver):
         self.heard: list[Heard] = []
         self.said: list[str] = []
         """The user's words, as the recogniser gave them for good."""
+        self.language: Language | None = Language.EN
+        """In which the user speaks, as far as the recogniser says."""
         self._speaking = False
         self._worker: PipelineWorker
 
@@ -414,11 +417,13 @@ class World(BaseObserver):
         await self.send(VoiceFrame(heard))
 
     async def partial(self, text: str, confidence: float | None = 0.95) -> None:
-        await self.send(ProgressiveTranscriptionFrame(text, "user", "", confidence=confidence))
+        await self.send(
+            ProgressiveTranscriptionFrame(text, "user", "", self.language, confidence=confidence)
+        )
 
     async def final(self, text: str) -> None:
         self.said.append(text)
-        await self.send(TranscriptionFrame(text, "user", "", finalized=True))
+        await self.send(TranscriptionFrame(text, "user", "", self.language, finalized=True))
 
     async def silence(self, secs: float) -> None:
         """Audio passes, and its time."""

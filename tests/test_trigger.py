@@ -32,23 +32,76 @@ from headstart.processors.turn.trigger.settings import EarlyTrigger
         ("Book a table.", "Book a table. Thank you.", Tier.EXTENDED, Change.NONE),
         ("Set it to ten", "Set it to twenty", Tier.CHANGED, Change.NUMBER),
         ("My number is 7429", "My number is 7428", Tier.CHANGED, Change.NUMBER),
+        ("Dial seven four", "Dial seven oh four", Tier.CHANGED, Change.WORDS),
         ("I like it", "I don't like it", Tier.CHANGED, Change.NEGATION),
         ("Fly to Boston", "Fly to Chicago", Tier.CHANGED, Change.NAME),
         ("Tell me a joke", "Tell me a story", Tier.CHANGED, Change.WORDS),
         ("Please book it", "book it", Tier.CHANGED, Change.WORDS),
+        ("Are you", "Are you okay?", Tier.CHANGED, Change.WORDS),
         ("", "please", Tier.CHANGED, Change.WORDS),
     ],
 )
 def test_texts_are_the_same_extended_or_changed(
     eager: str, final: str, tier: Tier, change: Change
 ) -> None:
-    comparison = TieredMatch().compare(eager, final)
+    comparison = TieredMatch(language="en").compare(eager, final)
     assert (comparison.tier, comparison.change) == (tier, change)
 
 
 def test_fillers_can_be_taken_seriously() -> None:
-    assert TieredMatch().matches("what time is it", "um what time is it")
-    assert not TieredMatch(keep_extended=False).matches("what time is it", "um what time is it")
+    texts = "what time is it", "um what time is it"
+    assert TieredMatch(language="en").matches(*texts)
+    assert not TieredMatch(keep_extended=False, language="en").matches(*texts)
+
+
+@pytest.mark.parametrize(
+    ("language", "eager", "final", "stands"),
+    [
+        ("de", "Wie alt ist", "Wie alt ist er?", False),
+        ("pt", "Quero café", "Quero um café", False),
+        ("fr", "Le chat er", "Le chat", False),
+        (None, "What time is it?", "Um, what time is it?", False),
+        ("tr", "Saat kaç?", "Um, saat kaç?", False),
+        ("hi", "यह क्या है", "यह क्या हो", False),  # the words differ in a combining mark
+        ("th", "ไปใกล", "ไปใกล้", False),
+        ("en-GB", "What time is it?", "Er, what time is it, please?", True),
+        ("de-CH", "Ein Kaffee.", "Ähm, ein Kaffee, bitte.", True),
+        ("es", "Un café.", "Un café, por favor.", True),
+        ("fr", "Un café.", "Euh, un café, s'il vous plaît.", True),
+        ("it", "Un caffè.", "Ehm, un caffè, per favore.", True),
+        ("nl", "Een koffie.", "Een koffie, alstublieft.", True),
+        ("pt-BR", "Quero um café.", "Quero um café, por favor.", True),
+        (None, "wie alt ist er", "Wie alt ist er?", True),
+    ],
+)
+def test_a_filler_of_one_language_is_a_word_of_another(
+    language: str | None, eager: str, final: str, stands: bool
+) -> None:
+    assert TieredMatch(language=language).matches(eager, final) is stands
+
+
+@pytest.mark.parametrize(
+    ("spoken_in", "stands"),
+    [
+        (["en", "en-US"], True),
+        (["de", "de"], False),
+        (["en", "de"], False),
+        (["en", None], False),
+        ([None], False),
+    ],
+)
+def test_the_trigger_takes_for_fillers_what_is_one_in_the_language_of_the_turn(
+    spoken_in: list[str | None], stands: bool
+) -> None:
+    policy = TriggerPolicy(TriggerSettings())
+    for language in spoken_in:
+        policy.spoken_in(language)
+    assert heard(policy, "Wie alt ist Thomas?").action is Action.FIRE
+    assert (policy.turn_ended("Er, wie alt ist Thomas?").action is Action.COMMIT) is stands
+    policy.turn_started()
+    policy.turn_reopened("Er, wie alt ist Thomas?")
+    assert policy.final("Thomas.", 1.0).action is Action.FIRE
+    assert policy.keeps("Wie alt ist Thomas? Thomas.") is stands, "and after a cut in between"
 
 
 def heard(policy: TriggerPolicy, text: str, confidence: float | None = 0.95) -> Decision:
@@ -271,6 +324,7 @@ CALLS = st.one_of(
     st.integers(1, 3),
     st.booleans(),
     st.sampled_from(sorted(POLICIES)),
+    st.sampled_from(["en", "de", None]),
 )
 def test_every_speculation_ends_once_and_is_committed_only_to_its_own_words(
     calls: list[tuple[object, ...]],
@@ -279,6 +333,7 @@ def test_every_speculation_ends_once_and_is_committed_only_to_its_own_words(
     most: int,
     keep: bool,
     name_of_policy: str,
+    language: str | None,
 ) -> None:
     policy = TriggerPolicy(
         TriggerSettings(
@@ -294,6 +349,7 @@ def test_every_speculation_ends_once_and_is_committed_only_to_its_own_words(
     for at, (name, *arguments) in enumerate(calls):
         timed = name not in ("voice_began", "interrupted", "cancel", "turn_started", "turn_ended")
         before = len(ledger.committed)
+        policy.spoken_in(language)
         result = getattr(policy, str(name))(*arguments, *([float(at)] if timed else []))
         if isinstance(result, Decision):
             ledger.note(result)
@@ -304,5 +360,6 @@ def test_every_speculation_ends_once_and_is_committed_only_to_its_own_words(
             ledger.turn_began_with = len(ledger.fired)
         if len(ledger.committed) > before:
             attempt = ledger.committed[-1]
-            assert TieredMatch(keep_extended=keep).matches(attempt.text, str(arguments[0]))
+            match = TieredMatch(keep_extended=keep, language=language)
+            assert match.matches(attempt.text, str(arguments[0]))
     assert enabled or not ledger.fired

@@ -30,8 +30,10 @@ from headstart.errors import HeadstartError
 from headstart.frames import ProgressiveTranscriptionFrame, WarmUpFrame
 from headstart.pipeline import gc_freeze
 from headstart.pipeline.build import Built, build
+from headstart.pipeline.events import EventQueue, Worth
 from headstart.pipeline.timeline.observer import Timeline, TurnRecord
 from headstart.pipeline.watch import WatchedPipeline
+from headstart.transports.door import Pcm
 from headstart.transports.memory import MemoryTransport, PlayedAudio
 
 _OPEN_TIMEOUT_SECS = 120.0
@@ -115,7 +117,7 @@ class Session:
             observers: Pipecat observers that want to watch too.
         """
         self._spec = spec
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._events: EventQueue[Event] = EventQueue(_worth)
         self._transport = transport or MemoryTransport(
             on_played=lambda audio: self._events.put_nowait(Played(audio))
         )
@@ -217,22 +219,36 @@ class Session:
             send_initial_empty_metrics=False,
         )
 
-    async def push_audio(self, audio: bytes) -> None:
+    async def push_audio(self, audio: Pcm, sample_rate: int | None = None) -> None:
         """Hand over what the user has just said.
 
+        Pieces may have any length; once the session is over they are ignored.
+
         Args:
-            audio: Mono 16-bit PCM at the spec's input rate, at the pace of real time.
+            audio: Mono 16-bit PCM, as bytes or as an array of samples, at the pace of real time.
+            sample_rate: Of the audio, in Hz, from 1000 to 384000; by default the spec's input
+                rate. Another one is resampled.
 
         Raises:
-            TypeError: The session has a transport of its own.
+            TypeError: The audio is not 16-bit PCM, the rate is no whole number, or the session
+                has a transport of its own.
+            ValueError: Half a sample, or a rate that is out of range.
+            RuntimeError: The session is not open yet.
         """
         if not isinstance(self._transport, MemoryTransport):
             raise TypeError("this session's audio comes from its transport")
-        await self._transport.push_audio(audio)
+        await self._transport.push_audio(audio, sample_rate)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens, as it happens, until the session ends."""
-        while (event := await self._events.get()) is not None:
+        """What happens, as it happens, until the session ends.
+
+        Each event is given once. Several iterations share them: one that begins later goes on
+        where another has stopped, and two at a time take turns. Over a closed session an
+        iteration ends when what was left has been read. Where nobody reads, the oldest audio and
+        partial texts are dropped, of about 20 s of speech and more, then other texts; never
+        `TurnEnded` nor `Failed`.
+        """
+        async for event in self._events:
             yield event
 
     async def end(self, timeout_secs: float = END_TIMEOUT_SECS) -> None:
@@ -279,7 +295,7 @@ class Session:
             self._holds_gc_freeze = False
             gc_freeze.release()
         self.timeline.finish()
-        self._events.put_nowait(None)
+        self._events.close()
 
     def _zero_ns(self) -> int | None:
         zero: int | None = getattr(self._transport, "zero_ns", 0)
@@ -329,7 +345,7 @@ async def _clean_up(runner: WorkerRunner, pipeline: WatchedPipeline) -> None:
 class _Listener(BaseObserver):
     """Tells the session's listeners what is heard, said and gone wrong."""
 
-    def __init__(self, events: asyncio.Queue[Event | None]) -> None:
+    def __init__(self, events: EventQueue[Event]) -> None:
         super().__init__(observe_every_push=True)
         self._events = events
 
@@ -348,6 +364,16 @@ class _Listener(BaseObserver):
             self._events.put_nowait(Heard(frame.text, final=False, confidence=frame.confidence))
         elif isinstance(frame, ErrorFrame):
             self._events.put_nowait(Failed(frame.error))
+
+
+def _worth(event: Event) -> Worth:
+    match event:
+        case Played() | Heard(final=False):
+            return Worth.PASSING
+        case Heard() | Said():
+            return Worth.TEXT
+        case TurnEnded() | Failed():
+            return Worth.KEPT
 
 
 def _give_up(opened: asyncio.Future[None]) -> None:

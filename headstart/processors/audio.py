@@ -19,11 +19,8 @@ class Resampler:
         Args:
             sample_rate: Of what comes in, in Hz.
         """
-        self._stream = (
-            None
-            if sample_rate == MODEL_RATE
-            else soxr.ResampleStream(sample_rate, MODEL_RATE, 1, dtype="int16", quality="MQ")
-        )
+        self._rate = sample_rate
+        self.reset()
 
     def __call__(self, pcm: bytes, *, last: bool = False) -> NDArray[np.int16]:
         """The next samples at 16 kHz.
@@ -38,6 +35,22 @@ class Resampler:
         if self._stream is None:
             return samples
         return np.asarray(self._stream.resample_chunk(samples, last=last), dtype=np.int16)
+
+    def reset(self) -> None:
+        """Begin another stream; what stayed inside is forgotten."""
+        self._stream = (
+            None
+            if self._rate == MODEL_RATE
+            else soxr.ResampleStream(self._rate, MODEL_RATE, 1, dtype="int16", quality="MQ")
+        )
+
+    def flush(self) -> NDArray[np.int16]:
+        """The samples that stayed inside, at the end of a stream; then another begins."""
+        if self._stream is None:
+            return np.zeros(0, dtype=np.int16)
+        rest = self._stream.resample_chunk(np.zeros(0, dtype=np.int16), last=True)
+        self.reset()
+        return np.asarray(rest, dtype=np.int16)
 
 
 class AudioRing:

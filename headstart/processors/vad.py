@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from loguru import logger
 from pipecat.audio.vad.vad_analyzer import VADAnalyzer, VADParams, VADState
-from pipecat.frames.frames import Frame, InputAudioRawFrame
+from pipecat.frames.frames import (
+    CancelFrame,
+    EndFrame,
+    Frame,
+    InputAudioRawFrame,
+    StartFrame,
+    VADUserStoppedSpeakingFrame,
+)
 from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
 from pydantic import Field
 
 from headstart.engines import hub
 from headstart.engines.silero import WINDOW, SileroEngine, SileroOptions, SileroStream
-from headstart.frames import VoiceFrame
+from headstart.frames import AudioGapFrame, VoiceFrame
 from headstart.processors.audio import MODEL_RATE, Resampler, as_float
 from headstart.processors.settings import StageSettings
 
@@ -34,13 +43,15 @@ class VADSettings(StageSettings):
     """Least loudness of speech, 0..1 (EBU R128, -60 to -20 LUFS). 0 leaves it to the model;
     Pipecat's 0.6 keeps distant voices out, and delays the start of near ones."""
     audio_idle_secs: float = Field(default=1.0, ge=0)
-    """No audio for this long, in seconds, ends speech (the microphone was muted). 0 never."""
+    """No audio for this long, in seconds, ends speech (the microphone was muted), and what was
+    heard before is forgotten. 0 never."""
 
 
 class SileroVAD(VADProcessor):
     """Broadcasts Pipecat's VAD frames; the model is shared by all sessions.
 
-    It also says when a voice may have begun or ended, before it is sure (`VoiceFrame`).
+    It also says when a voice may have begun or ended, before it is sure (`VoiceFrame`), and when
+    no more audio comes (`AudioGapFrame`).
     """
 
     def __init__(self, settings: VADSettings | None = None, **kwargs: Any) -> None:
@@ -56,13 +67,19 @@ class SileroVAD(VADProcessor):
         )
         super().__init__(
             vad_analyzer=self._analyzer,
-            audio_idle_timeout=settings.audio_idle_secs,
+            # Pipecat's way ends speech, but its analyser goes on where it was: in a word.
+            audio_idle_timeout=0,
             # It only listens and passes on, in order: a queue and a task of its own would be waste.
             enable_direct_mode=True,
             **kwargs,
         )
         self._voice_heard = False
         self._waiting: list[InputAudioRawFrame] = []
+        self._idle_secs = settings.audio_idle_secs
+        self._listening = asyncio.Lock()
+        self._audio_at = 0.0
+        self._audio_came = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
 
     @classmethod
     def required_assets(cls, settings: VADSettings) -> tuple[str, ...]:
@@ -79,18 +96,72 @@ class SileroVAD(VADProcessor):
         await super().setup(setup)
         self._analyzer.use(await hub.shared.get(SileroEngine, SileroOptions()))
 
+    async def cleanup(self) -> None:
+        """Stop to watch for a gap, if nothing else did."""
+        await self._stop_watching()
+        await super().cleanup()  # type: ignore[no-untyped-call]
+
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Listen, and say what changes; audio goes on when the model has something to look at."""
         if isinstance(frame, InputAudioRawFrame):
-            self._waiting.append(frame)
-            if sum(map(_secs, self._waiting)) < self._analyzer.lacks_secs - _ROUNDING_SECS:
-                return
-            frame = _joined(self._waiting)
-            self._waiting = []
+            self._audio_at = asyncio.get_running_loop().time()
+            self._audio_came.set()
+            async with self._listening:
+                for piece in _pieces(frame):
+                    await self._hear(piece, direction)
+            return
         await super().process_frame(frame, direction)
+        if isinstance(frame, StartFrame) and self._idle_secs and self._watcher is None:
+            self._watcher = self.create_task(self._watch_for_gaps(), "audio-gaps")
+        elif isinstance(frame, EndFrame | CancelFrame):
+            await self._stop_watching()
+
+    async def _hear(self, frame: InputAudioRawFrame, direction: FrameDirection) -> None:
+        self._waiting.append(frame)
+        if sum(map(_secs, self._waiting)) < self._analyzer.lacks_secs - _ROUNDING_SECS:
+            return
+        frame, self._waiting = _joined(self._waiting), []
+        await super().process_frame(frame, direction)
+        await self._tell_voice()
+
+    async def _tell_voice(self) -> None:
         if self._analyzer.hears_voice is not self._voice_heard:
             self._voice_heard = self._analyzer.hears_voice
             await self.push_frame(VoiceFrame(self._voice_heard))
+
+    async def _watch_for_gaps(self) -> None:
+        while True:
+            await self._audio_came.wait()
+            if (secs := self._secs_to_gap) > _ROUNDING_SECS:
+                await asyncio.sleep(secs)
+                continue
+            async with self._listening:
+                if self._secs_to_gap <= _ROUNDING_SECS:
+                    self._audio_came.clear()
+                    await self._forget(self._idle_secs)
+
+    @property
+    def _secs_to_gap(self) -> float:
+        return self._audio_at + self._idle_secs - asyncio.get_running_loop().time()
+
+    async def _forget(self, idle_secs: float) -> None:
+        """End what was going on, and begin anew with the audio that comes next."""
+        for frame in self._waiting:
+            await self.push_frame(frame)
+        self._waiting = []
+        was_speaking = self._vad_controller._vad_state is VADState.SPEAKING
+        self._vad_controller._vad_state = VADState.QUIET
+        self._analyzer.forget()
+        await self.push_frame(AudioGapFrame())
+        await self._tell_voice()
+        if was_speaking:
+            logger.debug(f"{self}: no audio for {idle_secs:.1f} s ends the user's speech")
+            await self.broadcast_frame(VADUserStoppedSpeakingFrame, stop_secs=idle_secs)
+
+    async def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            watcher, self._watcher = self._watcher, None
+            await self.cancel_task(watcher)
 
 
 def _secs(frame: InputAudioRawFrame) -> float:
@@ -106,6 +177,21 @@ def _joined(frames: Sequence[InputAudioRawFrame]) -> InputAudioRawFrame:
     joined.pts, joined.metadata = first.pts, first.metadata
     joined.transport_source = first.transport_source
     return joined
+
+
+def _pieces(frame: InputAudioRawFrame) -> Iterator[InputAudioRawFrame]:
+    """Frames of one window at most in place of a long one: one state is told of each."""
+    size = WINDOW * frame.sample_rate // MODEL_RATE
+    if frame.num_frames <= size:
+        yield frame
+        return
+    width = len(frame.audio) // frame.num_frames
+    for at in range(0, frame.num_frames, size):
+        piece = replace(frame, audio=frame.audio[at * width : (at + size) * width])
+        if frame.pts is not None:
+            piece.pts = frame.pts + at * 10**9 // frame.sample_rate
+        piece.metadata, piece.transport_source = frame.metadata, frame.transport_source
+        yield piece
 
 
 _CALM_WINDOWS = 32
@@ -141,6 +227,14 @@ class _Analyzer(VADAnalyzer):
     def use(self, engine: SileroEngine) -> None:
         self._engine = engine
         self._stream = engine.stream()
+
+    def forget(self) -> None:
+        """The audio that comes next does not go on with what was heard."""
+        self._vad_buffer = b""
+        self._calm_windows = self._perhaps_windows = 0
+        self._stream.reset()
+        self._resample.reset()
+        self.set_params(self._params)
 
     def set_sample_rate(self, sample_rate: int) -> None:
         self._resample = Resampler(sample_rate)

@@ -210,7 +210,7 @@ class WavInput(MemoryInput):
     async def cleanup(self) -> None:
         """Switch the microphone off, should the pipeline end without having told."""
         await self._switch_off()
-        await super().cleanup()  # type: ignore[no-untyped-call]
+        await super().cleanup()
 
     async def speak(self, utterance: Samples) -> Spoken:
         """Speak `utterance` from the next frame on; returns when all of it has been heard.
@@ -229,7 +229,7 @@ class WavInput(MemoryInput):
         if self._microphone is None:
             self._microphone = self.create_task(self._run(), "microphone")
             # However it ends: who speaks into it must hear of it.
-            self._microphone.add_done_callback(lambda _: self._end())
+            self._microphone.add_done_callback(lambda _: self._note_end())
         self._utterance = utterance
         self._spoken = asyncio.get_running_loop().create_future()
         secs = len(utterance) / self.sample_rate + _SPEAK_MARGIN_SECS
@@ -242,12 +242,12 @@ class WavInput(MemoryInput):
             self._spoken = None
 
     async def _switch_off(self) -> None:
-        self._end()
+        self._note_end()
         if self._microphone is not None:
             await self.cancel_task(self._microphone)
             self._microphone = None
 
-    def _end(self) -> None:
+    def _note_end(self) -> None:
         self.over = True
         if self._spoken is not None and not self._spoken.done():
             self._spoken.set_exception(

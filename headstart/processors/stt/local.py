@@ -32,7 +32,7 @@ from headstart.engines import hub
 from headstart.engines.hypothesis import Hypothesis
 from headstart.engines.queue import Priority, Ticket
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
-from headstart.frames import ProgressiveTranscriptionFrame
+from headstart.frames import AudioGapFrame, ProgressiveTranscriptionFrame
 from headstart.processors.audio import MODEL_RATE, AudioRing, Resampler, as_float
 from headstart.processors.settings import StageSettings
 from headstart.processors.stt.recognised import Recognised
@@ -152,7 +152,9 @@ class LocalSTT(STTService):
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Open a segment when the VAD starts, close it when the VAD stops."""
         await super().process_frame(frame, direction)
-        if isinstance(frame, VADUserStartedSpeakingFrame):
+        if isinstance(frame, AudioGapFrame):
+            self._end_audio()
+        elif isinstance(frame, VADUserStartedSpeakingFrame):
             self._open_segment()
         elif isinstance(frame, VADUserStoppedSpeakingFrame):
             self._close_segment(frame.stop_secs)
@@ -164,11 +166,19 @@ class LocalSTT(STTService):
         if self._muted:
             return
         self._user_id = frame.user_id if isinstance(frame, UserAudioRawFrame) else ""
-        samples = self._resample(frame.audio)
+        self._hear(self._resample(frame.audio))
+
+    def _hear(self, samples: NDArray[np.int16]) -> None:
         self._pre_roll.hear(samples)
         if self._open:
             self._open.hear(samples)
             self._changed.set()
+
+    def _end_audio(self) -> None:
+        """No more audio comes: what is being said ends with the last sample, and is over."""
+        self._hear(self._resample.flush())
+        self._close_segment(stop_secs=0.0)
+        self._speech_end = self._pre_roll.heard
 
     async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame | None, None]:
         """Recognise a finished piece of speech outside of all segments.

@@ -11,6 +11,7 @@ from pipecat.frames.frames import (
     EagerEndOfTurnCancelFrame,
     Frame,
     InputAudioRawFrame,
+    InterimTranscriptionFrame,
     InterruptionFrame,
     LLMContextFrame,
     MetricsFrame,
@@ -251,6 +252,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         elif isinstance(frame, TranscriptionFrame):
             self._words.append(frame.text)
             ending = self.end.transcript(frame.text, final=frame.finalized)
+            self._note_language(frame)
             if self.trigger is not None and self.end.in_turn and not self._ends_now(ending):
                 await self._follow(self.trigger.final(frame.text, self._heard_secs))
             await self._act(ending)
@@ -262,6 +264,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         """Take in what matters to answers that are begun early only."""
         if isinstance(frame, ProgressiveTranscriptionFrame):
             if self.end.in_turn:
+                self._note_language(frame)
                 await self._follow(
                     trigger.partial(
                         frame.text,
@@ -282,6 +285,10 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
             # A later stage can not or may not go on with the answer.
             await self._follow(trigger.cancel())
             await self._act(self.end.due)
+
+    def _note_language(self, words: TranscriptionFrame | InterimTranscriptionFrame) -> None:
+        if self.trigger is not None and words.text.strip():
+            self.trigger.spoken_in(words.language)
 
     async def _hear_voice(self, heard: bool) -> None:
         if self.trigger is None or not self.end.in_turn:

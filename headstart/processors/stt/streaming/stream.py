@@ -23,7 +23,7 @@ from pipecat.transcriptions.language import Language
 from pipecat.utils.time import time_now_iso8601
 from pipecat.utils.tracing.service_decorators import traced_stt
 
-from headstart.frames import ProgressiveTranscriptionFrame
+from headstart.frames import AudioGapFrame, ProgressiveTranscriptionFrame
 from headstart.processors.stt.deepgram_settings import LinkSettings
 from headstart.processors.stt.recognised import Recognised
 from headstart.processors.stt.streaming.connected import ConnectedSTT
@@ -83,6 +83,15 @@ class StreamingSTT(ConnectedSTT):
         """Leave no task and no socket."""
         await super().cleanup()  # type: ignore[no-untyped-call]
         await self._end()
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """A gap in the audio ends speech with the last sample; what follows is another."""
+        if isinstance(frame, AudioGapFrame):
+            if self._segments.speaking is not None:
+                over = VADUserStoppedSpeakingFrame(stop_secs=0.0)
+                await self._handle_vad_user_stopped_speaking(over)
+            self._pre_roll.clear()
+        await super().process_frame(frame, direction)
 
     async def process_audio_frame(
         self, frame: InputAudioRawFrame, direction: FrameDirection

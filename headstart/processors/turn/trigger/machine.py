@@ -14,10 +14,10 @@ from pydantic import Field
 
 from headstart.processors.settings import StageSettings
 from headstart.processors.turn.trigger.budget import Breaker, SpendingLimit
-from headstart.processors.turn.trigger.match import Change, Tier, TieredMatch
+from headstart.processors.turn.trigger.match import Change, Tier, TieredMatch, primary_subtag
 from headstart.processors.turn.trigger.policies import Evidence, Policy, Reason, load_policy
 
-_SENTENCE_ENDS = (".", "?", "!")
+_SENTENCE_ENDS = (".", "?", "!", "。", "？", "！", "؟", "۔", "।", "։")
 _TRAILS_OFF = ("...", "…")
 
 
@@ -48,7 +48,9 @@ class TriggerSettings(StageSettings):
     when the user only takes a breath. A turn without one ends when it ends, unless the
     `turn` stage has a `min_silence_secs`, too."""
     keep_extended: bool = True
-    """Whether fillers and closers ("um", "please") that come later leave the answer valid."""
+    """Whether fillers and closers ("um", "please") that come later leave the answer valid. Which
+    words these are is known for German, English, Spanish, French, Italian, Dutch and
+    Portuguese, if the recogniser says which language it heard."""
     max_per_turn: int = Field(default=3, ge=1)
     """Attempts within one turn."""
     tokens_per_minute: int = Field(default=6000, ge=0)
@@ -121,6 +123,8 @@ class _Turn:
     """Whether the recogniser itself takes the turn for over; None if it does not say."""
     score: float | None = None
     """Smart Turn's, since the user last spoke; None where it has not been asked."""
+    languages: frozenset[str | None] = frozenset()
+    """Of its words; None stands for one that the recogniser did not name."""
 
 
 class TriggerPolicy:
@@ -153,6 +157,8 @@ class TriggerPolicy:
         self._interrupting = False
         self._was_busy = False
         self._is_over = False
+        self._ended_in: frozenset[str | None] = frozenset()
+        """The languages of the last turn that had words."""
 
     @property
     def pending(self) -> Attempt | None:
@@ -167,10 +173,19 @@ class TriggerPolicy:
     def turn_started(self) -> None:
         """A turn begins: what is left of one that ended without `turn_ended` is forgotten."""
         self._turn = _Turn(pending=self._turn.pending)
+        self._match.language = None
 
     def turn_reopened(self, text: str) -> None:
         """The turn that has just begun goes on with one that had ended on these words."""
         self._turn.finals = _join(text, self._turn.finals)
+        self._add_languages(self._ended_in)
+
+    def spoken_in(self, language: str | None) -> None:
+        """The words that come next are in this language (BCP 47); None if nobody knows.
+
+        Of a turn in several languages no word is taken for a filler.
+        """
+        self._add_languages(frozenset({primary_subtag(language)}))
 
     def partial(
         self,
@@ -257,7 +272,7 @@ class TriggerPolicy:
             decision = Decision(Action.COMMIT, reason, attempt)
         else:
             decision = self._abort(_CHANGED[self._match.compare(attempt.text, text).change])
-        self._turn = _Turn()
+        self._forget_turn()
         return decision
 
     def cancel(self) -> Decision:
@@ -279,12 +294,20 @@ class TriggerPolicy:
     def turn_dropped(self) -> Decision:
         """The turn is over, perhaps without `turn_ended`: nothing that was heard of it counts."""
         decision = self.cancel()
-        self._turn = _Turn()
+        self._forget_turn()
         return decision
 
     def spent(self, tokens: int, at_secs: float) -> None:
         """A speculation has cost this many tokens, input and output."""
         self._limit.spend(tokens, at_secs)
+
+    def _forget_turn(self) -> None:
+        self._ended_in = self._turn.languages or self._ended_in
+        self._turn = _Turn()
+
+    def _add_languages(self, languages: frozenset[str | None]) -> None:
+        known = self._turn.languages = self._turn.languages | languages
+        self._match.language = next(iter(known)) if len(known) == 1 else None
 
     def _is_repeat(self, whole: str) -> bool:
         return (
