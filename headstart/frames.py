@@ -55,6 +55,21 @@ class ProgressiveTranscriptionFrame(InterimTranscriptionFrame):
 
 
 @dataclass
+class FinalPendingFrame(SystemFrame):
+    """The recogniser still works on the final transcript of a segment that has ended.
+
+    It is repeated about twice a second, so that the turn stage does not give up on words that
+    are on their way, however long the recogniser's own timeouts and fallbacks take.
+
+    Parameters:
+        waited_secs: Time since the oldest segment without its final transcript ended, in
+            seconds.
+    """
+
+    waited_secs: float
+
+
+@dataclass
 class VoiceFrame(SystemFrame):
     """A voice is heard, or no longer: the VAD's guess, before it is sure enough to say so.
 

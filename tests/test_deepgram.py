@@ -128,7 +128,7 @@ TestReplay = Replay.TestCase
 TestReplay.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-@given(sent=st.integers(0, 200), skipped=st.integers(1, 200))
+@given(sent=st.integers(0, 200), skipped=st.integers(1, 150))
 def test_times_stay_right_when_audio_is_given_up_unsent(sent: int, skipped: int) -> None:
     ring = ReplayRing(100, 4.0)
     ring.connect()
@@ -471,7 +471,7 @@ async def test_an_unexpected_failure_ends_its_segment_only(
 
     server.fail(Faults(close_before_answer=True), times=2)
     monkeypatch.setattr(Prerecorded, "transcribe", fail)
-    async with session(server, final_timeout_secs=0.1) as agent:
+    async with session(server, final_timeout_secs=0.1, give_up_secs=0.0) as agent:
         await agent.say(*turn("short-joke"))
         error = await agent.error()
         first, _ = await agent.final()
@@ -599,10 +599,7 @@ async def test_the_server_tells_what_deepgram_tells(server: DeepgramServer) -> N
     audio = np.concatenate((samples("medium-france"), np.zeros(2 * RATE, np.int16)))
     await link.send(audio.tobytes(), len(audio) / RATE)
     await link._connection.send_close_stream()
-    said = []
-    with pytest.raises(LinkLostError):
-        async for message in link.messages():
-            said.append(message)  # noqa: PERF401 - ends with an exception
+    said = [message async for message in link._connection]  # as the SDK reads it
     await link.close()
     kinds = [message.type for message in said]
     assert kinds[0] == "SpeechStarted"
@@ -633,7 +630,7 @@ async def test_the_server_closes_a_connection_that_says_nothing() -> None:
 async def test_the_server_answers_a_message_it_does_not_know(server: DeepgramServer) -> None:
     link = await Link.open(destination(server), 5.0)
     await link._connection._send({"type": "Sing"})
-    message = await anext(link.messages())
+    message = await link._connection.recv()
     assert (message.type, message.variant) == ("Error", "SchemaError")
     await link.close()
 

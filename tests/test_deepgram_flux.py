@@ -426,7 +426,7 @@ async def test_the_server_tells_what_flux_tells(server: DeepgramServer) -> None:
         await asyncio.sleep(0.02)
     turns: list[ListenV2TurnInfo] = []
     async with asyncio.timeout(60):
-        async for message in link.messages():
+        async for message in link._connection:  # as the SDK reads it
             turns.append(ListenV2TurnInfo.model_validate(message.model_dump(), strict=True))
             if turns[-1].event == "EndOfTurn":
                 break
@@ -451,8 +451,8 @@ async def test_thresholds_can_be_changed_and_a_turn_can_be_ended_by_hand(
     server: DeepgramServer,
 ) -> None:
     link = await Link.open(where(server, eot_threshold=1.0, eager_eot_threshold=None), 5.0)
-    said = link.messages()
     client: Any = link._connection
+    said = aiter(client)
     configure = {"type": "Configure", "thresholds": {"eot_timeout_ms": 9000}, "keyterms": ["joke"]}
     await client.send_configure(configure)
     accepted = await anext(said)

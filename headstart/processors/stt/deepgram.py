@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from deepgram.listen.v1.types import ListenV1Error, ListenV1Results
 from loguru import logger
 
 from headstart.processors.stt.deepgram_settings import DeepgramSettings
 from headstart.processors.stt.streaming.link import Link
+from headstart.processors.stt.streaming.messages import Message, Results, Trouble
 from headstart.processors.stt.streaming.segments import Heard, Segment, Segments, TimedWord
 from headstart.processors.stt.streaming.stream import StreamingSTT
 
@@ -54,21 +54,19 @@ class DeepgramSTT(StreamingSTT):
                 self._unanswered_since = self._unanswered_since or time.monotonic()
                 await link.finalize()
 
-    async def _take_in(self, message: object) -> None:
-        if isinstance(message, ListenV1Results) and message.channel.alternatives:
+    async def _take_in(self, message: Message) -> None:
+        if isinstance(message, Results) and message.channel.alternatives:
             await self._hear(self._heard(message))
-        elif isinstance(message, ListenV1Error):
-            logger.warning(f"{self}: Deepgram: {message.description}")
+        elif isinstance(message, Trouble):
+            logger.warning(f"{self}: Deepgram: {message.line}")
 
-    def _heard(self, message: ListenV1Results) -> Heard:
+    def _heard(self, message: Results) -> Heard:
         best = message.channel.alternatives[0]
         at = self._ring.stream_secs
         return Heard(
             best.transcript,
             tuple(
-                TimedWord(
-                    word.punctuated_word or word.word, word.confidence, at(word.start), at(word.end)
-                )
+                TimedWord(word.text, word.confidence, at(word.start), at(word.end))
                 for word in best.words
             ),
             best.confidence,

@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from deepgram.listen.v2.types import ListenV2FatalError, ListenV2TurnInfo, ListenV2Warning
 from loguru import logger
 from pipecat.frames.frames import EndFrame, VADUserStoppedSpeakingFrame
 
 from headstart.processors.stt.deepgram_settings import FluxSettings
 from headstart.processors.stt.streaming.link import Link, LinkLostError
+from headstart.processors.stt.streaming.messages import Message, Trouble, TurnInfo
 from headstart.processors.stt.streaming.segments import Heard, Segment, Segments, TimedWord
 from headstart.processors.stt.streaming.stream import StreamingSTT
 
@@ -141,18 +141,17 @@ class DeepgramFluxSTT(StreamingSTT):
             await self._send_chunk(link, self._chunk_secs)
         self._expect_nothing_when_idle()
 
-    async def _take_in(self, message: object) -> None:
-        if isinstance(message, ListenV2TurnInfo):
+    async def _take_in(self, message: Message) -> None:
+        if isinstance(message, TurnInfo):
             self._ends_turn = _ENDS_TURN.get(message.event, self._ends_turn)
             predicts = self._options.eager_eot_threshold is not None
             await self._hear(self._heard(message), self._ends_turn if predicts else None)
-        elif isinstance(message, ListenV2FatalError):
-            self._failures += 1  # or the next attempt would follow at once
-            raise LinkLostError(f"Deepgram: {message.code}: {message.description}")
-        elif isinstance(message, ListenV2Warning):
-            logger.warning(f"{self}: Deepgram: {message.code}: {message.description}")
+        elif isinstance(message, Trouble):
+            if message.type == "Error":
+                raise LinkLostError(f"Deepgram: {message.line}")
+            logger.warning(f"{self}: Deepgram: {message.line}")
 
-    def _heard(self, turn: ListenV2TurnInfo) -> Heard:
+    def _heard(self, turn: TurnInfo) -> Heard:
         at = self._ring.stream_secs
         start, end = turn.audio_window_start, turn.audio_window_end
         words = tuple(
@@ -176,7 +175,7 @@ class DeepgramFluxSTT(StreamingSTT):
 
     async def _streamed(self, segment: Segment, stopped_at: float) -> bool:
         """Wait as long as Flux may: while the user speaks, and until the turn must have ended."""
-        while not (segment.closed or self._refused or self._seems_hopeless):
+        while not (segment.closed or self._will_not_close(segment, patient=False)):
             stopped_at = time.monotonic() if self._segments.speaking else self._stopped_at
             deadline = stopped_at + self._patience_secs
             if deadline <= time.monotonic():

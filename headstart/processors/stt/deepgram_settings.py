@@ -8,11 +8,20 @@ from collections.abc import Mapping
 from typing import Literal, Self
 
 from pipecat.transcriptions.language import Language
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from headstart.errors import UsageError
 from headstart.processors.settings import StageSettings
-from headstart.processors.stt.streaming.link import Destination, options
+from headstart.processors.stt.streaming.link import Destination, is_base_url, options
+
+_URL_WISH = "must be like ws://host:port or https://host"
+"""What is said of a base URL that is none. Its value is not shown: it may hold a password."""
+
+_NOT_EXTRA = {"model", "language", "language_hint"}
+"""Query parameters that the stage must know itself, as its fallbacks depend on them."""
+
+_LOCAL_LANGUAGE = "en"
+"""The one language of the weights behind the fallback `local` (whisper-tiny is tiny.en)."""
 
 
 class LinkSettings(StageSettings, ABC):
@@ -40,7 +49,7 @@ class LinkSettings(StageSettings, ABC):
     """How long after VAD stop the final text may take before the fallback is tried."""
     fallback: tuple[Literal["rest", "local"], ...] = ("rest",)
     """What to try, in order, for a segment that the stream does not answer in time: Deepgram's
-    prerecorded API, the embedded recogniser."""
+    prerecorded API, the embedded recogniser (English only)."""
     rest_timeout_secs: float = Field(default=5.0, gt=0)
     """How long the prerecorded API may take."""
     give_up_secs: float = Field(default=10.0, ge=0)
@@ -52,10 +61,46 @@ class LinkSettings(StageSettings, ABC):
     replay_secs: float = Field(default=60.0, gt=0)
     """Most unfinalised audio that is kept to be sent again."""
 
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, base_url: str | None) -> str | None:
+        if base_url is not None and not is_base_url(base_url):
+            raise ValueError(_URL_WISH)
+        return base_url
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        environment_url = os.environ.get("DEEPGRAM_BASE_URL")
+        if not self.base_url and environment_url and not is_base_url(environment_url):
+            raise ValueError(f"the environment's DEEPGRAM_BASE_URL {_URL_WISH}")
+        if ours := sorted(self.extra.keys() & _NOT_EXTRA):
+            raise ValueError(f"extra must not hold {ours[0]!r}: the stage has a setting for it")
+        if "local" in self.fallback and not self.local_understands:
+            raise ValueError(
+                "the fallback local knows English only: leave it out, or let the language be "
+                "English"
+            )
+        return self
+
     @property
     @abstractmethod
+    def languages_spoken(self) -> tuple[str, ...]:
+        """BCP-47 tags of the languages that may be spoken; empty if that may be any."""
+
+    @property
     def spoken_language(self) -> Language | None:
         """The one language that is spoken, if it is one."""
+        try:
+            (tag,) = self.languages_spoken
+            return Language(tag)
+        except ValueError:
+            return None
+
+    @property
+    def local_understands(self) -> bool:
+        """Whether the embedded recogniser knows every language that may be spoken."""
+        tags = self.languages_spoken
+        return bool(tags) and all(_primary(tag) == _LOCAL_LANGUAGE for tag in tags)
 
     @abstractmethod
     def destination(self, sample_rate: int) -> Destination:
@@ -102,12 +147,9 @@ class DeepgramSettings(LinkSettings):
     business; this only keeps what would have to be sent again after a drop short."""
 
     @property
-    def spoken_language(self) -> Language | None:
+    def languages_spoken(self) -> tuple[str, ...]:
         """See `LinkSettings`."""
-        try:
-            return Language(self.language)
-        except ValueError:
-            return None
+        return () if self.language == "multi" else (self.language,)
 
     def destination(self, sample_rate: int) -> Destination:
         """See `LinkSettings`."""
@@ -142,8 +184,7 @@ class FluxSettings(LinkSettings):
     """How sure, 0.3..0.9, Flux must be to say early that the turn may be over, on which a
     trigger begins the answer; at most `eot_threshold`, and null for never."""
     eot_timeout_ms: int = Field(default=1500, ge=500, le=60000)
-    """Silence in ms that ends the turn however unsure Flux is. It should be well below the turn
-    stage's `final_timeout_secs`."""
+    """Silence in ms that ends the turn however unsure Flux is."""
     chunk_ms: int = Field(default=80, ge=20, le=1000)
     """Audio is sent in pieces of this length, in ms; 80 is what Deepgram advises."""
     rest_model: str = "nova-3"
@@ -159,9 +200,9 @@ class FluxSettings(LinkSettings):
         return self
 
     @property
-    def spoken_language(self) -> Language | None:
+    def languages_spoken(self) -> tuple[str, ...]:
         """See `LinkSettings`."""
-        return Language.EN if self.model.endswith("-en") else None
+        return ("en",) if self.model.endswith("-en") else self.languages
 
     def destination(self, sample_rate: int) -> Destination:
         """See `LinkSettings`."""
@@ -182,9 +223,14 @@ class FluxSettings(LinkSettings):
         """See `LinkSettings`."""
         query = {
             "model": self.rest_model,
-            "language": "en" if self.spoken_language else "multi",
+            "language": self.languages_spoken[0] if len(self.languages_spoken) == 1 else "multi",
             "keyterm": self.keyterms,
             "punctuate": True,
             **self.extra,
         }
         return Destination(*self._address(), options(query))
+
+
+def _primary(tag: str) -> str:
+    """The language of a BCP-47 tag, without script and region."""
+    return tag.replace("_", "-").partition("-")[0].lower()

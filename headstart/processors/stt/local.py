@@ -35,8 +35,10 @@ from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.frames import AudioGapFrame, ProgressiveTranscriptionFrame
 from headstart.processors.audio import MODEL_RATE, AudioRing, Resampler, as_float
 from headstart.processors.settings import StageSettings
+from headstart.processors.stt.pending import FinalsOwed
 from headstart.processors.stt.recognised import Recognised
 from headstart.processors.stt.segment import Decode, Segment
+from headstart.processors.supervised import supervise
 
 _TTFS_P99_SECS = 0.8
 """From the end of speech to the final text, measured on two cores without AVX-512."""
@@ -93,6 +95,8 @@ class LocalSTT(STTService):
         self._changed = asyncio.Event()
         self._ending = False
         self._decoder: asyncio.Task[None] | None = None
+        self._owed = FinalsOwed(self)
+        self._telling: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def fetch(self) -> Recogniser:
@@ -117,7 +121,8 @@ class LocalSTT(STTService):
     async def start(self, frame: StartFrame) -> None:
         """Start to decode."""
         await super().start(frame)
-        self._decoder = self.create_task(self._decode_segments(), "decoder")
+        self._decoder = supervise(self, self._decode_segments, "decoder")
+        self._telling = supervise(self, self._owed.tell, "tell-pending")
 
     async def stop(self, frame: EndFrame) -> None:
         """Recognise what was said to its end, drop what is being said, and stop."""
@@ -127,18 +132,18 @@ class LocalSTT(STTService):
         if self._decoder:
             self._ending = True
             self._changed.set()
-            await self._decoder
-            self._decoder = None
+            await asyncio.wait([self._decoder])
+        await self._cancel_tasks()
         await super().stop(frame)
 
     async def cancel(self, frame: CancelFrame) -> None:
         """Stop at once."""
-        await self._cancel_decoder()
+        await self._cancel_tasks()
         await super().cancel(frame)
 
     async def cleanup(self) -> None:
         """Stop at once, if nothing else did."""
-        await self._cancel_decoder()
+        await self._cancel_tasks()
         await super().cleanup()  # type: ignore[no-untyped-call]
 
     async def _update_settings(  # type: ignore[override]
@@ -204,10 +209,12 @@ class LocalSTT(STTService):
             self._open.close(stop_secs)
             self._speech_end = self._pre_roll.heard - int(stop_secs * MODEL_RATE)
             self._open = None
+            self._owed.owe()
             self._ticket.commit()
             self._changed.set()
 
     async def _decode_segments(self) -> None:
+        self._changed.set()  # begun anew after a failure, it finds work
         while not (self._ending and not self._segments):
             await self._changed.wait()
             self._changed.clear()
@@ -250,6 +257,7 @@ class LocalSTT(STTService):
 
     async def _finish(self, segment: Segment, final: Hypothesis) -> None:
         self._segments.remove(segment)
+        self._owed.give()
         self._stt_usage_pending_seconds += segment.heard_secs
         await self.emit_stt_usage_metrics()  # type: ignore[no-untyped-call]
         await self.push_frame(self._final_frame(final))
@@ -266,10 +274,11 @@ class LocalSTT(STTService):
         frame.interruptible = False  # the user's words must survive their own barge-in
         return frame
 
-    async def _cancel_decoder(self) -> None:
-        if self._decoder:
-            decoder, self._decoder = self._decoder, None
-            await self.cancel_task(decoder)
+    async def _cancel_tasks(self) -> None:
+        tasks = [task for task in (self._decoder, self._telling) if task is not None]
+        self._decoder = self._telling = None
+        for task in tasks:
+            await self.cancel_task(task)
 
 
 class WhisperSettings(LocalSTTSettings):

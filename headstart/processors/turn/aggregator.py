@@ -26,7 +26,12 @@ from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.utils.string import TextPartForConcatenation
 
 from headstart.engines.smart_turn import SmartTurnOptions
-from headstart.frames import AnswerCutFrame, ProgressiveTranscriptionFrame, mark_attempt
+from headstart.frames import (
+    AnswerCutFrame,
+    FinalPendingFrame,
+    ProgressiveTranscriptionFrame,
+    mark_attempt,
+)
 from headstart.processors.speculation.attempts import SESSION_ENDS
 from headstart.processors.turn.strategy import LateWordsStrategy, TurnEndStrategy, TurnSettings
 from headstart.processors.turn.trigger.machine import TriggerPolicy
@@ -125,6 +130,11 @@ class UserTurn(LLMUserAggregator):
                 self._take_back_unanswered()
         elif isinstance(frame, BotStartedSpeakingFrame):
             self._written = None
+        elif isinstance(frame, FinalPendingFrame):
+            if self.stop_strategy.end.final_pending(frame.waited_secs):
+                # Pipecat's watchdog takes transcripts only for a sign that more is to come.
+                self._user_turn_controller._user_turn_stop_timeout_event.set()
+            return
         await super().process_frame(frame, direction)
         if isinstance(frame, EagerEndOfTurnCancelFrame) and self.stop_strategy.unconfirm(frame):
             await self.push_context_frame()

@@ -7,6 +7,9 @@ from enum import StrEnum
 _LATE_WORDS_SECS = 0.2
 """Late words may be followed by more, and what they interrupt has to come to rest."""
 
+_LONGEST_PENDING_SECS = 30.0
+"""After so long a final transcript is given up, even if the recogniser still promises it."""
+
 
 class Ending(StrEnum):
     """Why a turn has ended."""
@@ -41,11 +44,13 @@ class TurnEnd:
                 verdicts will come, and every stop sounds finished.
             silence_secs: Silence that ends the turn whatever it sounded like. The nearer a
                 verdict is to the threshold, the less is waited for.
-            final_timeout_secs: Silence after which a final transcript is no longer waited for.
+            final_timeout_secs: Silence after which a final transcript is no longer waited for,
+                unless the recogniser says that it is still being made (`final_pending`).
         """
         self._threshold = threshold
         self._silence_secs = silence_secs
         self._final_timeout_secs = final_timeout_secs
+        self._give_up_secs = final_timeout_secs
         self._in_turn = False
         self._speaking = False
         self._stops = 0
@@ -126,6 +131,20 @@ class TurnEnd:
             self._outstanding = max(0, self._outstanding - 1)
         return self._decide()
 
+    def final_pending(self, waited_secs: float) -> bool:
+        """A final transcript is still being made; the wait for it begins anew.
+
+        Args:
+            waited_secs: How long it has been in the making.
+
+        Returns:
+            Whether it is waited for.
+        """
+        if waited_secs >= _LONGEST_PENDING_SECS:
+            return False
+        self._give_up_secs = self._silent_secs + self._final_timeout_secs
+        return True
+
     def verdict(self, stop: int, probability: float) -> Ending | None:
         """How likely it is, 0..1, that the user was finished at stop number `stop`."""
         if stop == self._stops and self._stopped:
@@ -137,7 +156,7 @@ class TurnEnd:
         """Audio of this length passed without speech."""
         if self._stopped:
             self._silent_secs += secs
-            if self._outstanding and self._silent_secs >= self._final_timeout_secs:
+            if self._outstanding and self._silent_secs >= self._give_up_secs:
                 self._outstanding = 0
                 self._gave_up = True
         return self._decide()
@@ -146,6 +165,7 @@ class TurnEnd:
         self._stopped = False
         self._patience_secs = self._silence_secs
         self._silent_secs = 0.0
+        self._give_up_secs = self._final_timeout_secs
         self._gave_up = False
 
     def _decide(self) -> Ending | None:

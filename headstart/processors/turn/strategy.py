@@ -63,7 +63,8 @@ class TurnSettings(StageSettings):
     min_silence_secs: float = Field(default=0.0, ge=0)
     """Silence, in seconds, before which no turn ends, finished as it may sound."""
     final_timeout_secs: float = Field(default=2.0, gt=0)
-    """Silence, in seconds, after which the turn no longer waits for a final transcript."""
+    """Silence, in seconds, after which the turn no longer waits for a final transcript; counted
+    anew as long as the recogniser says that it is still at work on one."""
 
 
 class LateWordsStrategy(BaseUserTurnStartStrategy):  # type: ignore[no-untyped-call]

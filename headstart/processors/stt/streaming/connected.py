@@ -6,7 +6,9 @@ import asyncio
 import random
 import time
 from abc import abstractmethod
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 from loguru import logger
@@ -15,6 +17,7 @@ from pipecat.services.settings import STTSettings
 from pipecat.services.stt_latency import DEEPGRAM_TTFS_P99
 from pipecat.services.stt_service import STTService
 
+from headstart.errors import UsageError
 from headstart.processors.stt.deepgram_settings import LinkSettings
 from headstart.processors.stt.streaming.link import (
     KEEP_ALIVE_SECS,
@@ -24,8 +27,10 @@ from headstart.processors.stt.streaming.link import (
     RefusedError,
     pool,
 )
+from headstart.processors.stt.streaming.messages import Message
 from headstart.processors.stt.streaming.replay import ReplayRing
 from headstart.processors.stt.streaming.segments import Segment, Segments
+from headstart.processors.supervised import supervise
 
 _HOPELESS = 3
 """After so many failed attempts in a row, a segment does not wait for the next one's turn."""
@@ -62,13 +67,15 @@ class ConnectedSTT(STTService):
         self._segments = segments
         self._work = asyncio.Event()  # there is something to send, or the connection broke
         self._speech = asyncio.Event()  # the user speaks: do not put off connecting
-        self._answer = asyncio.Event()  # a segment was closed by the stream
+        self._answer = asyncio.Event()  # a segment was closed by the stream, or hardly will be
+        self._settled = asyncio.Event()  # a segment was closed, by whatever
         self._carried: set[Segment] = set()  # those with audio sent on this connection
         self._setup_secs: float | None = None
-        self._failures = 0  # attempts in a row that brought no word from Deepgram
+        self._failures = 0  # connections in a row, had or not, that brought no final result
         self._seems_hopeless = False
+        self._rests = False  # until a segment that it was given up for is settled
         self._broken: LinkLostError | None = None
-        self._refused: RefusedError | None = None
+        self._refused: RefusedError | UsageError | None = None
         self._unanswered_since: float | None = None
 
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
@@ -79,6 +86,7 @@ class ConnectedSTT(STTService):
     async def _stream(self) -> None:
         """Have a connection, and send on it, until the session ends or Deepgram refuses."""
         while True:
+            await self._rest()
             self._speech.clear()
             try:
                 destination = self._destination
@@ -87,11 +95,11 @@ class ConnectedSTT(STTService):
                     await self._use(link)
                 else:  # the settings have changed meanwhile
                     pool.give(link)
-            except RefusedError as error:
+            except (RefusedError, UsageError) as error:
                 self._refused = error
                 self._answer.set()
                 await self.push_error(
-                    str(error), force_treat_as_permanent="local" not in self._options.fallback
+                    str(error), force_treat_as_permanent=not self._works_without_deepgram
                 )
                 return
             except LinkLostError as error:
@@ -100,14 +108,19 @@ class ConnectedSTT(STTService):
                 self._failures += 1
 
     async def _use(self, link: Link) -> None:
-        """Send what there is to send, until the link is lost."""
-        self._setup_secs = link.setup_secs
-        self._broken = self._unanswered_since = None
-        self._carried.clear()
-        self._ring.connect(link.sent_secs)
-        self._work.set()
-        listening = self.create_task(self._listen(link), "listen")
-        try:
+        """Send what there is to send, until the link is lost.
+
+        However it ends, the listener is gone then, and the link closed or back in the pool.
+        """
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(partial(self._leave, link))
+            self._setup_secs = link.setup_secs
+            self._broken = self._unanswered_since = None
+            self._carried.clear()
+            self._ring.connect(link.sent_secs)
+            self._work.set()
+            listening = supervise(self, partial(self._listen, link), "listen")
+            stack.push_async_callback(self.cancel_task, listening)
             while True:
                 await self._send(link)
                 try:
@@ -118,18 +131,28 @@ class ConnectedSTT(STTService):
                 self._work.clear()
                 if self._broken is not None:
                     raise self._broken
-        except asyncio.CancelledError:
-            await self.cancel_task(listening)
-            if self._segments.open or self._broken or self._unanswered_since is not None:
-                await link.close()
-            else:
-                pool.give(link)
-            raise
-        except LinkLostError:
-            await self.cancel_task(listening)
+
+    async def _leave(
+        self,
+        link: Link,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Pass the link on if it is as good as new; else close it."""
+        cancelled = isinstance(error, asyncio.CancelledError)
+        owed = self._segments.open or self._broken or self._unanswered_since is not None
+        if cancelled and not owed:
+            pool.give(link)
+            return
+        if not cancelled:
             link.abort()
-            await link.close()
-            raise
+        await link.close()
+
+    @property
+    @abstractmethod
+    def _works_without_deepgram(self) -> bool:
+        """Whether speech is recognised even if Deepgram takes none."""
 
     @abstractmethod
     async def _send(self, link: Link) -> None:
@@ -140,7 +163,7 @@ class ConnectedSTT(STTService):
         """
 
     @abstractmethod
-    async def _take_in(self, message: object) -> None:
+    async def _take_in(self, message: Message) -> None:
         """Take in a message of Deepgram's.
 
         Raises:
@@ -152,6 +175,7 @@ class ConnectedSTT(STTService):
         if segment not in self._carried:
             self._carried.add(segment)
             segment.connections += 1
+            segment.fruitless += 1
 
     async def _send_chunk(self, link: Link, secs: float) -> None:
         now = time.monotonic()
@@ -169,13 +193,13 @@ class ConnectedSTT(STTService):
         """Take in what Deepgram says, until the link is lost."""
         try:
             async for message in link.messages():
-                self._unanswered_since = None
-                self._failures = 0
                 await self._take_in(message)
+                self._unanswered_since = None
         except LinkLostError as error:
             self._break(error)
-        except Exception as error:
-            self._break(LinkLostError(f"Deepgram was not understood: {error!r}"))
+        except Exception:
+            self._break(LinkLostError("a message of Deepgram's could not be used"))
+            raise
 
     def _break(self, error: LinkLostError) -> None:
         """Have the connection replaced."""
@@ -183,10 +207,13 @@ class ConnectedSTT(STTService):
         self._work.set()
 
     async def _pause(self) -> None:
-        """Wait before the next attempt, unless the last one had worked; speech ends the wait."""
+        """Wait before the next attempt, unless the last one had worked.
+
+        The next word of the user ends the wait.
+        """
         if not self._failures:
             return
-        secs = self._options.retry_min_secs * 2 ** (self._failures - 1)
+        secs = self._options.retry_min_secs * 2 ** min(self._failures - 1, 30)
         secs = min(secs, self._options.retry_max_secs) * random.uniform(0.75, 1.0)
         self._seems_hopeless = self._failures >= _HOPELESS
         self._answer.set()
@@ -194,3 +221,26 @@ class ConnectedSTT(STTService):
             async with asyncio.timeout(secs):
                 await self._speech.wait()
         self._seems_hopeless = False
+
+    async def _rest(self) -> None:
+        """Wait until no segment is left that has had chances enough.
+
+        Its audio would be sent once more with that of the segments after it, and billed.
+        """
+        while any(segment.given_up for segment in self._segments.open):
+            self._rests = True
+            self._answer.set()
+            self._settled.clear()
+            await self._settled.wait()
+        self._rests = False
+
+    def _will_not_close(self, segment: Segment, *, patient: bool) -> bool:
+        """Whether the stream will not close a segment any more, or not soon.
+
+        Args:
+            segment: It has ended.
+            patient: Whether it may take any number of further attempts.
+        """
+        if self._refused is not None or (self._rests and segment.given_up):
+            return True
+        return self._seems_hopeless and not patient

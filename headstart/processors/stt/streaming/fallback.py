@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import soxr
@@ -24,6 +24,7 @@ from headstart.processors.audio import MODEL_RATE, as_float
 from headstart.processors.stt.recognised import Path
 from headstart.processors.stt.segment import Segment
 from headstart.processors.stt.streaming.link import Destination, LinkLostError, refusal
+from headstart.processors.stt.streaming.messages import NotUnderstoodError, read_prerecorded
 from headstart.processors.stt.streaming.segments import understood
 
 _STREAMING_ONLY = {
@@ -52,6 +53,10 @@ class Batch(ABC):
         """
 
 
+class NobodyError(HeadstartError):
+    """None of the fallbacks recognised the speech. Says why each of them did not."""
+
+
 class Prerecorded(Batch):
     """Deepgram's prerecorded API, with the options of the stream that apply to it."""
 
@@ -71,7 +76,7 @@ class Prerecorded(Batch):
         }
         try:
             async with asyncio.timeout(self._timeout_secs), self._destination.client() as client:
-                answer: Any = await client.listen.v1.media.transcribe_file(
+                answer = await client.listen.v1.media.transcribe_file(
                     request=pcm_to_wav(pcm, sample_rate),
                     request_options=RequestOptions(
                         additional_query_parameters=query,
@@ -85,12 +90,11 @@ class Prerecorded(Batch):
             raise LinkLostError(f"no answer within {self._timeout_secs:g} s") from None
         except HTTPError as error:
             raise LinkLostError(f"out of reach: {error or type(error).__name__}") from None
-        best = answer.results.channels[0].alternatives[0]
-        words = tuple(
-            Word(word.punctuated_word or word.word or "", word.confidence or 0.0)
-            for word in best.words or ()
-        )
-        return understood(best.transcript or "", best.confidence or 0.0, words)
+        except (TypeError, ValueError, AttributeError):  # the SDK trusts what it is sent
+            raise NotUnderstoodError("the answer is not understood") from None
+        best = read_prerecorded(answer)
+        words = tuple(Word(word.text, word.confidence) for word in best.words or ())
+        return understood(best.transcript, best.confidence, words)
 
 
 class Local(Batch):
@@ -122,21 +126,31 @@ class Local(Batch):
 
 async def transcribe_by_first(
     batches: Iterable[Batch], pcm: bytes, sample_rate: int, *, asker: str
-) -> tuple[Path, Hypothesis] | None:
+) -> tuple[Path, Hypothesis]:
     """What the first that can do it makes of 16-bit mono audio, and which that was.
+
+    Whatever goes wrong with one of them, the next is asked.
 
     Args:
         batches: In the order in which to ask.
         pcm: The audio.
         sample_rate: Its rate, in Hz.
         asker: Who asks, for the log.
+
+    Raises:
+        NobodyError: None of them can, or there is none.
     """
+    failures = []
     for batch in batches:
         try:
             return batch.path, await batch.transcribe(pcm, sample_rate)
         except HeadstartError as error:
+            failures.append(f"{batch.path}: {error}")
             logger.warning(f"{asker}: fallback {batch.path!r}: {error}")
-    return None
+        except Exception as error:
+            failures.append(f"{batch.path}: {error!r}")
+            logger.opt(exception=error).error(f"{asker}: fallback {batch.path!r} broke")
+    raise NobodyError("; ".join(failures) or "there is no fallback")
 
 
 async def recognise(engine: WhisperEngine, samples: NDArray[np.int16]) -> Hypothesis:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import httpx
 from deepgram import AsyncDeepgramClient, DeepgramClientEnvironment
@@ -23,16 +23,27 @@ from deepgram.listen.v1.media import client as _media  # noqa: F401
 from deepgram.listen.v1.socket_client import AsyncV1SocketClient
 from deepgram.listen.v2 import client as _flux  # noqa: F401
 from deepgram.listen.v2.socket_client import AsyncV2SocketClient
-from deepgram.listen.v2.types import ListenV2Connected
 from loguru import logger
-from pydantic import SecretStr
+from pydantic import AnyUrl, SecretStr, TypeAdapter, UrlConstraints, ValidationError
 from websockets.exceptions import WebSocketException
 
 from headstart.errors import HeadstartError, UsageError
+from headstart.processors.stt.streaming.messages import (
+    Connected,
+    Message,
+    NotUnderstoodError,
+    Trouble,
+    read,
+)
 
 KEEP_ALIVE_SECS = 4.0
 """Deepgram closes a connection that has sent nothing for 10 s (NET-0001) and advises 3 to 5 s."""
 
+_BASE_URL: TypeAdapter[AnyUrl] = TypeAdapter(
+    Annotated[
+        AnyUrl, UrlConstraints(allowed_schemes=["ws", "wss", "http", "https"], host_required=True)
+    ]
+)
 _CLOSE_SECS = 0.5
 _RETRIED = {408, 429}
 """Of the 4xx, those that say "later" and not "never"."""
@@ -77,6 +88,11 @@ class Destination:
                 environment=_environment(self.base_url),
                 httpx_client=http,
             )
+
+
+def is_base_url(text: str) -> bool:
+    """Whether connections can lead there: a known scheme, a host, and perhaps port and path."""
+    return _parsed(text) is not None
 
 
 def query_value(value: object) -> str | tuple[str, ...]:
@@ -142,16 +158,20 @@ class Link:
                 async with asyncio.timeout(timeout_secs):
                     connection = await stack.enter_async_context(connecting)
                     if isinstance(connection, AsyncV2SocketClient):
-                        greeting = await connection.recv()
-                        if not isinstance(greeting, ListenV2Connected):
-                            reason = getattr(greeting, "description", greeting)
-                            raise LinkLostError(f"Deepgram did not connect: {reason}")
+                        greeting = read(await connection._websocket.recv())
+                        if not isinstance(greeting, Connected):
+                            reason = greeting.line if isinstance(greeting, Trouble) else ""
+                            raise LinkLostError(
+                                f"Deepgram did not connect: {reason or 'another greeting'}"
+                            )
             except ApiError as error:
                 raise refusal(error) from None
             except TimeoutError:
                 raise LinkLostError(f"Deepgram did not answer within {timeout_secs:g} s") from None
             except (OSError, WebSocketException) as error:
                 raise LinkLostError(f"Deepgram is out of reach: {_line(error)}") from None
+            except NotUnderstoodError as error:
+                raise LinkLostError(f"Deepgram did not connect: {error}") from None
             # The default of 10 s, applied several times over, is far too long for a session
             # that is ending; the SDK offers no way to set it.
             connection._websocket.close_timeout = _CLOSE_SECS
@@ -190,27 +210,41 @@ class Link:
             else:  # Flux knows no such message; it wants pings
                 await self._connection._websocket.ping()
 
-    async def messages(self) -> AsyncIterator[Any]:
-        """What Deepgram says, as the SDK's types.
+    async def messages(self) -> AsyncIterator[Message]:
+        """What Deepgram says, but for the kinds of message that are not used here.
+
+        Read from the socket, not from the SDK: the SDK skips what it cannot read and builds its
+        types without a check.
 
         Raises:
-            LinkLostError: The connection is gone; always the end.
+            LinkLostError: The connection is gone, or of no use because a message is not what
+                it should be; always the end.
         """
         with _lost():
-            async for message in self._connection:
-                yield message
+            async for raw in self._connection._websocket:
+                try:
+                    message = read(raw)
+                except NotUnderstoodError as error:
+                    raise LinkLostError(f"Deepgram: {error}") from None
+                if message is not None:
+                    yield message
         raise LinkLostError("Deepgram closed the connection")
 
     async def close(self) -> None:
-        """Say goodbye, but do not wait long for an answer. Leaves no socket and no task."""
+        """Say goodbye, but do not wait long for an answer. Leaves no socket and no task.
+
+        Cancelled, it skips the goodbye.
+        """
         websocket = self._connection._websocket
-        with suppress(Exception):  # whatever a dying connection raises, it is over
-            async with asyncio.timeout(_CLOSE_SECS):
-                await self._connection.send_close_stream()
-                await websocket.wait_closed()
-        self.abort()
-        with suppress(Exception):
-            await self._stack.aclose()
+        try:
+            with suppress(Exception):  # whatever a dying connection raises, it is over
+                async with asyncio.timeout(_CLOSE_SECS):
+                    await self._connection.send_close_stream()
+                    await websocket.wait_closed()
+        finally:
+            self.abort()
+            with suppress(Exception):
+                await self._stack.aclose()
 
     def abort(self) -> None:
         """Drop the connection at once, as a network failure would."""
@@ -248,26 +282,32 @@ class LinkPool:
     async def take(self, destination: Destination, timeout_secs: float) -> Link:
         """A live link: an idle one if there is one, else a new one.
 
-        If the caller is cancelled meanwhile, the link that was opening joins the idle ones.
+        If the caller is cancelled meanwhile, the link joins the idle ones, or does so when it
+        has opened.
 
         Raises:
             RefusedError: A bad key or option.
             LinkLostError: Anything that may be better next time.
         """
         while (idle := self._pop(destination)) is not None:
-            await _cancel(idle.keeper)
             try:
+                await _cancel(idle.keeper)
                 await idle.link.keep_alive()
             except LinkLostError:
                 await idle.link.close()
-                continue
-            return idle.link
+            except BaseException:  # cancelled, as a rule; nobody else knows of the link
+                self.give(idle.link)
+                raise
+            else:
+                return idle.link
         opening = asyncio.create_task(Link.open(destination, timeout_secs), name="deepgram-open")
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
+            if opening.cancelled() and not _being_cancelled():  # but the pool was closed
+                raise LinkLostError("the connection was given up while it opened") from None
             opening.add_done_callback(self._adopt)
             raise
 
@@ -285,25 +325,26 @@ class LinkPool:
         loop = asyncio.get_running_loop()
         for opening in [task for task in self._opening if task.get_loop() is loop]:
             await _cancel(opening)
-        with self._lock:
-            mine = [idle for idle in self._idle if idle.link.loop is loop]
-            self._idle = [idle for idle in self._idle if idle.link.loop is not loop]
-        for idle in mine:
-            await _cancel(idle.keeper)
-            await idle.link.close()
+        while (idle := self._pop()) is not None:
+            try:
+                await _cancel(idle.keeper)
+            finally:
+                await idle.link.close()
         if closing := [task for task in self._keepers if task.get_loop() is loop]:
             await asyncio.wait(closing)
 
     def __len__(self) -> int:
         return len(self._idle)
 
-    def _pop(self, destination: Destination) -> _Idle | None:
+    def _pop(self, destination: Destination | None = None) -> _Idle | None:
+        """An idle link of the running event loop, if there is one that leads there."""
         loop = asyncio.get_running_loop()
         with self._lock:
             # Links of a loop that has ended are dead; their sockets went with it.
             self._idle = [idle for idle in self._idle if not idle.link.loop.is_closed()]
             for idle in reversed(self._idle):
-                if idle.link.destination == destination and idle.link.loop is loop:
+                leads_there = destination in (None, idle.link.destination)
+                if leads_there and idle.link.loop is loop:
                     self._idle.remove(idle)
                     return idle
         return None
@@ -311,7 +352,7 @@ class LinkPool:
     async def _keep(self, link: Link, secs: float) -> None:
         """Keep a link alive until its time is up, then close it."""
         until = time.monotonic() + secs
-        with suppress(LinkLostError):
+        with suppress(Exception):  # whatever is wrong with it, it is closed
             while (left := until - time.monotonic()) > 0:
                 await link.keep_alive()
                 await asyncio.sleep(min(KEEP_ALIVE_SECS, left))
@@ -333,6 +374,11 @@ pool = LinkPool()
 """The idle links of this process."""
 
 
+def _being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait([task])
@@ -344,6 +390,14 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+def _parsed(base_url: str) -> AnyUrl | None:
+    try:
+        url = _BASE_URL.validate_python(base_url)
+    except ValidationError:
+        return None
+    return None if url.query or url.fragment else url
+
+
 def _environment(base_url: str | None) -> DeepgramClientEnvironment:
     """The SDK wants one URL each for streaming and for requests; a user has one host.
 
@@ -352,11 +406,10 @@ def _environment(base_url: str | None) -> DeepgramClientEnvironment:
     """
     if base_url is None:
         return DeepgramClientEnvironment.PRODUCTION
-    scheme, separator, host = base_url.rstrip("/").partition("://")
-    if not separator or scheme not in ("ws", "wss", "http", "https") or not host:
-        raise UsageError(
-            f"Deepgram's base URL {base_url!r} should be like ws://host:port or https://host"
-        )
+    url = _parsed(base_url)
+    if url is None:
+        raise UsageError("Deepgram's base URL should be like ws://host:port or https://host")
+    scheme, _, host = str(url).rstrip("/").partition("://")
     secure = "s" if scheme in ("wss", "https") else ""
     http, ws = f"http{secure}://{host}", f"ws{secure}://{host}"
     return DeepgramClientEnvironment(base=http, production=ws, agent=ws, agent_rest=http)

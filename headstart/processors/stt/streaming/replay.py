@@ -86,13 +86,16 @@ class ReplayRing:
         return bytes(self._audio[first * _SAMPLE_BYTES : last * _SAMPLE_BYTES])
 
     def stream_secs(self, provider_secs: float) -> float:
-        """Stream time of a time that the provider gave on this connection."""
+        """Stream time of a time that the provider gave on this connection.
+
+        Whatever the provider says, it has heard no more than it was sent.
+        """
         sample = provider_secs * self._rate
         provider, stream = next(
             (anchor for anchor in reversed(self._anchors) if anchor[0] <= sample),
             self._anchors[0],
         )
-        return (stream + sample - provider) / self._rate
+        return min(stream + sample - provider, self._cursor) / self._rate
 
     @property
     def _end(self) -> int:

@@ -16,6 +16,10 @@ _REACHED_SECS = 0.05
 _TAIL_SECS = 0.3
 """Deepgram need not answer `Finalize` if next to nothing is left; a VAD's stop delay is not."""
 
+_MOST_FRUITLESS = 5
+"""On so many connections in a row a segment's audio is sent without any final result; then it is
+not sent again. What is sent is billed."""
+
 _LEAD_IN_SECS = 0.2
 """Audio before the end of a final result that is sent again after a drop (never past its last
 word), so that a recogniser which starts there hears the next word's onset whole."""
@@ -63,6 +67,10 @@ class Segment:
     """Its text is final; nothing that comes later changes it."""
     connections: int = 0
     """How many connections its audio was sent on."""
+    fruitless: int = 0
+    """How many of them in a row, up to now, have brought no final result."""
+    lag_secs: float = 0.0
+    """Audio before it that was not sent: the session's clock is so far ahead of the stream's."""
     heard_secs: float = 0.0
     """Stream time up to which results have come."""
     covered_secs: float = 0.0
@@ -79,6 +87,11 @@ class Segment:
         return joined([*self.final, self.interim])
 
     @property
+    def given_up(self) -> bool:
+        """Whether the stream has had chances enough."""
+        return self.fruitless >= _MOST_FRUITLESS and not self.closed
+
+    @property
     def stable_text(self) -> str:
         """The final words, and those of the rest on which the last two results agree."""
         agreed = agreement(self.before.words, self.interim.words)
@@ -92,6 +105,8 @@ class Segment:
             self.before, self.interim = self.interim, hypothesis
             return
         self.before = self.interim = Hypothesis()
+        if heard.end_secs > self.covered_secs:
+            self.fruitless = 0
         self.covered_secs = heard.end_secs
         if hypothesis.text:
             self.final.append(hypothesis)

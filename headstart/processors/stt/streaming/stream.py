@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
+from loguru import logger
 from pipecat.frames.frames import (
     CancelFrame,
     EndFrame,
@@ -25,11 +26,19 @@ from pipecat.utils.tracing.service_decorators import traced_stt
 
 from headstart.frames import AudioGapFrame, ProgressiveTranscriptionFrame
 from headstart.processors.stt.deepgram_settings import LinkSettings
+from headstart.processors.stt.pending import FinalsOwed
 from headstart.processors.stt.recognised import Recognised
 from headstart.processors.stt.streaming.connected import ConnectedSTT
-from headstart.processors.stt.streaming.fallback import Local, Prerecorded, transcribe_by_first
+from headstart.processors.stt.streaming.fallback import (
+    Batch,
+    Local,
+    NobodyError,
+    Prerecorded,
+    transcribe_by_first,
+)
 from headstart.processors.stt.streaming.link import LinkLostError
 from headstart.processors.stt.streaming.segments import Heard, Segment, Segments
+from headstart.processors.supervised import supervise
 
 _LIVE = {"model", "language"}
 """The settings that a frame can change while the session runs."""
@@ -40,14 +49,21 @@ class StreamingSTT(ConnectedSTT):
 
     All I/O is in two tasks. `_stream` has a connection open from the session's start. `_settle`
     sees to it that the final text of every segment comes, in order, from elsewhere if need be.
+    A third one tells the turn stage meanwhile that it will come.
     """
 
     def __init__(self, settings: LinkSettings, segments: Segments, **kwargs: Any) -> None:
         """Create the stage, as `ConnectedSTT` does."""
         super().__init__(settings, segments, **kwargs)
         self._pre_roll = bytearray()
-        self._stopped: asyncio.Queue[tuple[Segment, float]] = asyncio.Queue()
+        self._batches: list[Batch] = []
+        self._stopped: asyncio.Queue[tuple[Segment, float] | None] = asyncio.Queue()
+        """The segments that have ended and when; None for the end of the session."""
+        self._settling: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._owed = FinalsOwed(self)
+        self._passed_secs = 0.0
+        """All audio so far: the session's clock. The ring's counts what is sent."""
 
     @classmethod
     def required_assets(cls, settings: LinkSettings) -> tuple[str, ...]:
@@ -63,14 +79,18 @@ class StreamingSTT(ConnectedSTT):
         await super().setup(setup)
         self._local = await Local.load() if "local" in self._options.fallback else None
         self._aim()
+        self._settling = supervise(self, self._settle, "settle")
         self._tasks = [
-            self.create_task(self._stream(), "stream"),
-            self.create_task(self._settle(), "settle"),
+            supervise(self, self._stream, "stream"),
+            self._settling,
+            supervise(self, self._owed.tell, "tell-pending"),
         ]
 
     async def stop(self, frame: EndFrame) -> None:
         """Let the last words through, then close."""
-        await self._stopped.join()
+        if self._settling is not None:
+            self._stopped.put_nowait(None)
+            await asyncio.wait([self._settling])
         await super().stop(frame)
         await self._end()
 
@@ -97,6 +117,7 @@ class StreamingSTT(ConnectedSTT):
         self, frame: InputAudioRawFrame, direction: FrameDirection
     ) -> None:
         """Keep the last moments of silence; hand speech on."""
+        self._passed_secs += frame.num_frames / frame.sample_rate
         if self._collecting:
             await super().process_audio_frame(frame, direction)
         elif not self._muted:
@@ -121,11 +142,12 @@ class StreamingSTT(ConnectedSTT):
         await super()._handle_vad_user_started_speaking(frame)
         if self._segments.speaking is not None:
             return
-        self._segments.begin(self._ring.end_secs)
+        segment = self._segments.begin(self._ring.end_secs)
         pre_roll = bytes(self._pre_roll)
         self._pre_roll.clear()
         self._record_stt_audio_usage(pre_roll)
         self._ring.push(pre_roll)
+        segment.lag_secs = self._passed_secs - self._ring.end_secs
         self._speech.set()
         self._work.set()
 
@@ -134,6 +156,7 @@ class StreamingSTT(ConnectedSTT):
         segment = self._segments.speaking
         if segment is not None:
             segment.end_secs = self._ring.end_secs
+            self._owed.owe()
             self._stopped.put_nowait((segment, time.monotonic()))
             self._work.set()
 
@@ -152,7 +175,7 @@ class StreamingSTT(ConnectedSTT):
             self._aim()
             if self._refused:
                 self._refused = None
-                self._tasks.append(self.create_task(self._stream(), "stream"))
+                self._tasks.append(supervise(self, self._stream, "stream"))
             self._break(LinkLostError("the settings have changed"))
         self._warn_unhandled_updated_settings(changed.keys() - ours)  # type: ignore[no-untyped-call]
         return changed
@@ -163,22 +186,38 @@ class StreamingSTT(ConnectedSTT):
         rest = Prerecorded(
             self._options.prerecorded(self.sample_rate), self._options.rest_timeout_secs
         )
-        batches = {"rest": rest, "local": self._local}
+        understands = self._options.local_understands
+        if self._works_without_deepgram and not understands:
+            logger.warning(
+                f"{self}: the fallback 'local' knows English only and is not used from now on"
+            )
+        batches = {"rest": rest, "local": self._local if understands else None}
         self._batches = [batch for name in self._options.fallback if (batch := batches[name])]
+
+    @property
+    def _works_without_deepgram(self) -> bool:
+        return any(batch.path == "local" for batch in self._batches)
 
     # -- the words
 
     async def _hear(self, heard: Heard, ends_turn: bool | None = None) -> None:
         """Take in words, and tell of what has changed."""
+        settled_secs = self._segments.final_until_secs
         changed = self._segments.hear(heard)
+        if self._segments.final_until_secs > settled_secs:
+            # Only this shows that the connection is of use: whatever else came, the same audio
+            # would be sent again after a drop.
+            self._failures = 0
         self._ring.finalise(self._segments.final_until_secs)
         for segment in changed:
             if segment.closed:
                 self._answer.set()
             elif segment.hypothesis.text:
-                await self._push_progress(segment, ends_turn)
+                await self._push_progress(segment, heard.end_secs, ends_turn)
 
-    async def _push_progress(self, segment: Segment, ends_turn: bool | None) -> None:
+    async def _push_progress(
+        self, segment: Segment, covered_secs: float, ends_turn: bool | None
+    ) -> None:
         hypothesis = segment.hypothesis
         await self.push_frame(
             ProgressiveTranscriptionFrame(
@@ -190,24 +229,25 @@ class StreamingSTT(ConnectedSTT):
                 confidence=hypothesis.confidence,
                 stable_text=segment.stable_text,
                 audio_secs=segment.heard_secs - segment.start_secs,
+                behind_secs=max(0.0, self._passed_secs - segment.lag_secs - covered_secs),
                 ends_turn=ends_turn,
             )
         )
 
     async def _settle(self) -> None:
         """Give each segment that has ended its final text, in order."""
-        while True:
-            segment, stopped_at = await self._stopped.get()
+        while (stopped := await self._stopped.get()) is not None:
+            segment, stopped_at = stopped
             try:
                 await self._complete(segment, stopped_at)
             except Exception as error:  # whatever fails, the turn must end and the next one work
                 segment.close("none", segment.interim)
                 self._segments.settle(segment)
                 await self.push_error(f"speech was not recognised: {error}", exception=error)
-            try:
-                await self._push_final(segment)
             finally:
-                self._stopped.task_done()
+                self._settled.set()
+                self._owed.give()
+            await self._push_final(segment)
 
     async def _complete(self, segment: Segment, stopped_at: float) -> None:
         """Have the segment closed, by the stream if it can, in any case before long."""
@@ -215,9 +255,6 @@ class StreamingSTT(ConnectedSTT):
             if self._unanswered_since is not None:
                 self._break(LinkLostError("Deepgram did not answer in time"))
             await self._fall_back(segment)
-        if not segment.closed:
-            deadline = time.monotonic() + self._options.give_up_secs
-            await self._answered(segment, deadline, patient=True)
         segment.close("none", segment.interim)
         self._segments.settle(segment)
         self._ring.finalise(self._segments.final_until_secs)
@@ -231,21 +268,26 @@ class StreamingSTT(ConnectedSTT):
         """Wait for the stream to close a segment; False if it does not, or hardly can."""
         with suppress(TimeoutError):
             async with asyncio.timeout(deadline - time.monotonic()):
-                while not (
-                    segment.closed or self._refused or (not patient and self._seems_hopeless)
-                ):
+                while not (segment.closed or self._will_not_close(segment, patient=patient)):
                     self._answer.clear()
                     await self._answer.wait()
         return segment.closed
 
     async def _fall_back(self, segment: Segment) -> None:
-        """Try elsewhere, with the audio that has no final words yet."""
+        """Try elsewhere, with the audio that has no final words yet; else wait for the stream."""
         assert segment.end_secs is not None
         pcm = self._ring.since(segment.start_secs, segment.end_secs)
         # With the same key and options, the prerecorded API would refuse as well.
         batches = [one for one in self._batches if not (self._refused and one.path == "rest")]
-        if found := await transcribe_by_first(batches, pcm, self.sample_rate, asker=str(self)):
-            segment.close(*found)
+        try:
+            path, said = await transcribe_by_first(batches, pcm, self.sample_rate, asker=str(self))
+            segment.close(path, said)
+        except NobodyError as error:
+            deadline = time.monotonic() + self._options.give_up_secs
+            if not await self._answered(segment, deadline, patient=True) and not self._refused:
+                await self.push_error(
+                    f"speech was not recognised by Deepgram's stream, nor {error}"
+                )
 
     async def _push_final(self, segment: Segment) -> None:
         await self.emit_stt_usage_metrics()  # type: ignore[no-untyped-call]
@@ -278,6 +320,7 @@ class StreamingSTT(ConnectedSTT):
         return self._options.spoken_language
 
     async def _end(self) -> None:
+        """End all background work; more than once is well."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             await self.cancel_task(task)
