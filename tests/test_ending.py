@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,3 +202,58 @@ def test_words_of_withdrawn_and_cut_answers_are_not_told() -> None:
     kept = [message["content"] for message in world.messages if message["role"] == "assistant"]
     assert outcome.said
     assert " ".join(outcome.said) == kept[0]
+
+
+PROGRAM = """
+import asyncio, sys
+from headstart import Session, load_config
+
+async def hold(spec):
+    async with Session(spec):
+        await asyncio.Event().wait()
+
+async def main():
+    spec = load_config(sys.argv[1])
+    sessions = [await Session(spec).__aenter__() for _ in range(2)]
+    holding = asyncio.create_task(hold(spec))
+    await asyncio.sleep(0.5)
+    print("open", flush=True)
+    {then}
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "sends", "says"),
+    [
+        ("raise ValueError('boom')", None, "ValueError: boom"),
+        ("await asyncio.Event().wait()", signal.SIGINT, "KeyboardInterrupt"),
+        ("return", None, ""),
+    ],
+)
+async def test_a_program_that_ends_with_sessions_open_ends(
+    then: str, sends: signal.Signals | None, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "listen.yaml"
+    path.write_text("prompt: Listen.\nstages: [vad]\n")
+    program = PROGRAM.replace("{then}", then)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(path)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(60):
+            assert await process.stdout.readline() == b"open\n"
+            if sends is not None:
+                process.send_signal(sends)
+            _, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert says in errors.decode()
+    assert "left behind" not in errors.decode()
+    assert process.returncode == 0 if not says else process.returncode != 0
