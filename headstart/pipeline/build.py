@@ -31,10 +31,6 @@ from headstart.processors.turn.trigger.settings import EarlyTrigger
 
 P = TypeVar("P", bound=FrameProcessor)
 
-_IGNORES_INPUT_AUDIO = (FollowingLLM, TTSService, ReleaseGate)
-"""Stages that have no use for the user's audio. Any other stage may have."""
-
-
 @dataclass(frozen=True)
 class Built:
     """A pipeline that is ready to run."""
@@ -73,7 +69,7 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
         after_output.append(AssistantTurn(context))
     if trigger is not None:
         _answer_early(stages, trigger, spec)
-    listeners = [at for at, s in enumerate(stages) if not isinstance(s, _IGNORES_INPUT_AUDIO)]
+    listeners = [at for at, stage in enumerate(stages) if _may_listen(stage)]
     stages.insert(listeners[-1] + 1 if listeners else 0, InputAudioEnd())
     processors = [transport.input(), *stages, transport.output(), *after_output]
     return Built(WatchedPipeline(processors), context)
@@ -99,6 +95,13 @@ def _make(stage: StageSpec, context: LLMContext, *, early: bool) -> FrameProcess
         problem = f"{stage.name} {obstacle}; use it without a trigger"
         raise ConfigError([stage.position.problem(problem)])
     return create(stage, {LLMContext: context}, make=following)
+
+
+def _may_listen(stage: FrameProcessor) -> bool:
+    """Whether a stage may have a use for the user's audio."""
+    if isinstance(stage, LLMService):
+        return obstacle_to_following(type(stage)) is not None
+    return not isinstance(stage, TTSService | ReleaseGate)
 
 
 def _answer_early(stages: list[FrameProcessor], trigger: EarlyTrigger, spec: PipelineSpec) -> None:

@@ -27,9 +27,6 @@ class SilentSTT(STTService):
 class SilentLLM(LLMService[Any]):
     """Answers nothing."""
 
-    def work_ahead(self) -> None:
-        """As Headstart's language model stage can."""
-
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         """Pass everything on, as language model services do."""
         await super().process_frame(frame, direction)
