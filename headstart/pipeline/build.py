@@ -13,10 +13,10 @@ from pipecat.services.llm_service import LLMService
 from pipecat.services.tts_service import TTSService
 from pipecat.transports.base_transport import BaseTransport
 
+from headstart.config import structure
 from headstart.config.registry import create
 from headstart.config.registry import required_assets as stage_assets
 from headstart.config.spec import PipelineSpec
-from headstart.errors import ConfigError
 from headstart.pipeline.watch import WatchedPipeline
 from headstart.processors.audio_end import InputAudioEnd
 from headstart.processors.speculation.attempts import SharesModel, WorksAhead
@@ -48,8 +48,9 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     what was heard arrives.
 
     Raises:
-        ConfigError: A stage cannot be made from its settings, or misses another one.
+        ConfigError: A stage cannot be made from its settings, or the stages do not fit together.
     """
+    structure.check(spec.stages)
     context = LLMContext()
     stages = [create(stage, {LLMContext: context}) for stage in spec.stages]
     after_output: list[FrameProcessor] = []
@@ -60,15 +61,7 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     if trigger is not None:
         stages.remove(trigger)
         turn = _first(stages, UserTurn)
-        if turn is None:
-            place = next(stage.position for stage in spec.stages if stage.kind == "trigger")
-            raise ConfigError(
-                [
-                    place.problem(
-                        "trigger needs an llm stage, and a turn stage that is `turn: smart`"
-                    )
-                ]
-            )
+        assert turn is not None  # the structure is checked
         if trigger.settings.enabled:
             makers = [stage for stage in stages if isinstance(stage, SharesModel)]
             gate = ReleaseGate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any
@@ -33,11 +32,10 @@ from pipecat.utils.errors import ErrorCategory
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine
 from headstart.engines.queue import Priority, Ticket
-from headstart.errors import UsageError
 from headstart.frames import SpeculationCostFrame, WarmUpFrame, attempt_of, mark_attempt
 from headstart.processors.llm.early_tools import EarlyTool
 from headstart.processors.llm.errors import TIMEOUTS, category_of, in_one_line
-from headstart.processors.llm.settings import LLMSettings, client_for, request_settings
+from headstart.processors.llm.settings import LLMSettings, check_key, client_for, request_settings
 from headstart.processors.llm.warm_up import cache_prompt, open_connection, prepare_to_read_events
 from headstart.processors.speculation.attempts import Attempts, SpeculationTracker, Standing
 
@@ -101,6 +99,15 @@ class AnthropicLLM(AnthropicLLMService):
         asset = settings.llama.asset if settings.llama else None
         return (asset,) if asset else ()
 
+    @classmethod
+    def check_environment(cls, settings: LLMSettings) -> None:
+        """Check that there is a key where one is needed.
+
+        Raises:
+            UsageError: Anthropic wants one and there is none.
+        """
+        check_key(settings, client_for(settings))
+
     def work_ahead(self) -> None:
         """Let speculative answers out: a release gate further down holds them."""
         self._speculation_gate = SpeculationTracker(name=f"{self}::SpeculationTracker")
@@ -124,11 +131,7 @@ class AnthropicLLM(AnthropicLLMService):
             self._engine = await hub.shared.get(LlamaEngine, self._llama)
             client.api_key = self._engine.api_key
         elif client.api_key is None and client.auth_token is None and client.credentials is None:
-            if self._stage.base_url is None and "ANTHROPIC_BASE_URL" not in os.environ:
-                raise UsageError(
-                    "ANTHROPIC_API_KEY is not set; set it, give the llm stage an api_key, "
-                    "or let it use a model on this machine (base_url: llama://SmolLM2-135M)"
-                )
+            check_key(self._stage, client)
             client.api_key = "none"  # other servers may not ask for one
 
     async def cleanup(self) -> None:
