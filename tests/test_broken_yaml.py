@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headstart.config.load import load_config, shipped_configs
+from headstart.config.secrets import Secret, mask
 from headstart.errors import ConfigError
 
 BESIDE = {
@@ -28,6 +34,7 @@ class LoudSettings(StageSettings):
     token: str = "none"
     tone: Tone = Tone()
     times: list[int] = []
+    words: list[str] = []
 
     @field_validator("token")
     @classmethod
@@ -35,6 +42,11 @@ class LoudSettings(StageSettings):
         if token.startswith("bad"):
             raise ValueError(f"the token {token} is spent")
         return token
+
+    @field_validator("words")
+    @classmethod
+    def short(cls, words: list[str]) -> list[str]:
+        raise ValueError(f"too long: {words}")
 
 class Loud(FrameProcessor):
     def __init__(self, settings: LoudSettings | None = None, **kwargs):
@@ -46,6 +58,13 @@ class Plain(FrameProcessor):
 
 class NoStage:
     pass
+
+class Patient:
+    def __init__(self, pauses: int):
+        self.pauses = pauses
+
+    def obstacle(self, evidence):
+        return None
 
 def function():
     pass
@@ -65,6 +84,7 @@ TOP = "prompt: Hi.\nstages:\n"
 LOUD = TOP + "  - ./stages.py:Loud:\n      "
 PLAIN = TOP + "  - ./stages.py:Plain:\n      "
 CHILD = "extends: parent.yaml\n"
+EARLY = "extends: early\noverride: {trigger: {"
 
 # `»` stands before each place that is to be named; then the words that are to be said there.
 BROKEN: dict[str, tuple[str, ...]] = {
@@ -231,11 +251,11 @@ BROKEN: dict[str, tuple[str, ...]] = {
     ),
     "variable as a provider": (
         TOP + "  - stt: »${HEADSTART_TEST_SET}\n",
-        "stt has no provider '${...}'; choose from whisper",
+        "stt has no provider '${HEADSTART_TEST_SET}'; choose from whisper",
     ),
     "secret in a validator's words": (
         LOUD + "token: »${HEADSTART_TEST_BAD}\n",
-        "token ... is spent",
+        "token ${HEADSTART_TEST_BAD} is spent",
     ),
     # extends
     "extends what is not there": ("extends: »no.yaml\n", "there is no file no.yaml"),
@@ -259,6 +279,89 @@ BROKEN: dict[str, tuple[str, ...]] = {
     "override by a number": (CHILD + "override: {stt: »3}\n", "provider's name or settings"),
     "after no stage": (CHILD + "after: {»tts: vad}\n", "no inherited stage is named 'tts'"),
     "after, an unknown stage": (CHILD + "after: {stt: [»quux]}\n", "there is no stage 'quux'"),
+    # policies: named like stages, though they are settings
+    "misspelt policy": (EARLY + "policy: »confidant}}\n", "did you mean 'confident'?"),
+    "unknown policy": (EARLY + "policy: »sure}}\n", "no policy 'sure': name confident, eager"),
+    "misspelt policy, as a mapping": (EARLY + "policy: {class: »eagre}}}\n", "mean 'eager'?"),
+    "policy without a class": (EARLY + "»policy: {patience: 1}}}\n", "needs 'class': which policy"),
+    "policy is a list": (EARLY + "policy: »[eager]}}\n", "policy should be text or a mapping"),
+    "no file of a policy": (EARLY + "policy: »./no.py:X}}\n", "no file no.py"),
+    "function for a policy": (EARLY + "policy: »'tempfile:mkdtemp'}}\n", "mkdtemp is no class"),
+    "class that is no policy": (EARLY + "policy: »./stages.py:NoStage}}\n", "is no Policy"),
+    "setting of a policy without any": (
+        EARLY + "policy: {class: eager, »pace: 1}}}\n",
+        "'pace' is no setting here",
+    ),
+    "policy's setting of the wrong type": (
+        EARLY + "policy: {class: ./stages.py:Patient, pauses: »many}}}\n",
+        "pauses should be a whole number; it is the text 'many'",
+    ),
+    "policy without what it needs": (
+        EARLY + "policy: »./stages.py:Patient}}\n",
+        "needs 'pauses'",
+    ),
+    # numbers that are none
+    "infinite seconds": (TOP + "  - vad: {stop_secs: ».inf}\n", "a finite number; it is .inf"),
+    "not a number": (TOP + "  - vad: {threshold: ».nan}\n", "a finite number; it is .nan"),
+    "larger than any number": (
+        TOP + "  - vad: {stop_secs: »1e400}\n",
+        "a finite number; it is 1e4",
+    ),
+    "whole, and larger than any": (
+        TOP + f"  - vad: {{stop_secs: »1{'0' * 400}}}\n",
+        "stop_secs should be a finite number; it is 1000",
+    ),
+    "infinite within a list": (LOUD + "times: [1, »-.inf]\n", "should be a finite number"),
+    "infinite by a variable": (
+        LOUD + "gain_db: »${HEADSTART_TEST_INF}\n",
+        "gain_db should be a finite number; it is what the variable holds",
+    ),
+    # stages that do not fit together
+    "reverse": (
+        TOP + "  - tts\n  - »llm\n  - »turn\n  - »stt\n  - vad\n",
+        "llm should stand before tts",
+        "turn should stand before llm",
+        "stt should stand before turn",
+    ),
+    "recogniser behind the model": (
+        TOP + "  - vad\n  - llm\n  - »stt\n",
+        "stt should stand before llm",
+    ),
+    "two models": (
+        TOP + "  - llm\n  - »llm\n",
+        "a second llm stage; the first is in broken.yaml:3",
+    ),
+    "three recognisers": (
+        TOP + "  - vad\n  - stt\n  - »stt: whisper\n  - »stt: whisper\n",
+        "a second stt",
+        "a second stt",
+    ),
+    "one more turn, by its class": (
+        TOP + "  - turn\n  - »headstart.processors.turn.aggregator:UserTurn\n",
+        "a second turn stage",
+    ),
+    "voice without words": (TOP + "  - vad\n  - stt\n  - turn\n  - »tts\n", "tts needs an llm"),
+    "trigger without a model": (TOP + "  - vad\n  - stt\n  - »trigger\n  - turn\n", "needs an llm"),
+    "trigger without a model or turn": (TOP + "  - vad\n  - stt\n  - »trigger\n", "needs an llm"),
+    "trigger by its class, without a model": (
+        TOP + "  - vad\n  - stt\n  - »headstart.processors.turn.trigger.settings:EarlyTrigger\n",
+        "trigger needs an llm",
+    ),
+    "trigger with another's turn": (
+        TOP + "  - »trigger\n  - turn:\n      provider: "
+        "pipecat.processors.aggregators.llm_response_universal:LLMUserAggregator\n  - llm\n",
+        "a turn stage that is `turn: smart`",
+    ),
+    "recogniser that is never told to listen": (
+        TOP + "  - »stt\n  - turn\n  - llm\n  - tts\n",
+        "stt needs a vad stage",
+    ),
+    # what a path cannot be
+    "extends a zero byte": ('extends: »"a\\0b.yaml"\n', "is no path"),
+    "extends a home of nobody": ("extends: »~nobody-here/x.yaml\n", "is no path"),
+    "class in a home of nobody": (TOP + "  - »~nobody-here/x.py:X\n", "is no path"),
+    "variable that is no text": (LOUD + "token: »${HEADSTART_TEST_BYTES}\n", "no text in UTF-8"),
+    "variable within a default": (LOUD + "token: »${A:-${HEADSTART_TEST_SET}}\n", "is no variable"),
     # several at once
     "all at once": (
         "»nme: x\nprompt: »3\nstages:\n  - »sst\n  - ./stages.py:Loud: {»gain: 1, voice: »loud}\n",
@@ -278,6 +381,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "folder.py").mkdir()
     monkeypatch.setenv("HEADSTART_TEST_SET", "hunter2")
     monkeypatch.setenv("HEADSTART_TEST_BAD", "bad-hunter2")
+    monkeypatch.setenv("HEADSTART_TEST_INF", ".inf")
+    monkeypatch.setenv("HEADSTART_TEST_BYTES", "\udcff")
     monkeypatch.delenv("HEADSTART_TEST_UNSET", raising=False)
     return tmp_path
 
@@ -350,6 +455,154 @@ def test_a_file_that_cannot_be_read_has_the_form_of_any_other_error(tmp_path: Pa
     assert problems_of(binary) == [(2, 1, "this is no text in UTF-8; is this a binary file?")]
     assert "more than 10000 values" in problems_of(bomb)[0][2]
     assert "nested too deeply" in problems_of(deep)[0][2]
+
+
+def hostile_files(folder: Path) -> dict[str, Path]:
+    os.mkfifo(folder / "pipe.yaml")
+    with (folder / "long.yaml").open("wb") as file:
+        file.truncate(50_000_000)
+    return {
+        "no regular file": folder / "pipe.yaml",
+        "longer than 1 MB": folder / "long.yaml",
+        "this is a directory": folder,
+    }
+
+
+def test_what_is_no_file_or_too_long_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    for message, path in hostile_files(tmp_path).items():
+        (line, column, said) = problems_of(path)[0]
+        assert (line, column) == (1, 1)
+        assert message in said
+    with pytest.raises(ConfigError, match=r"^/dev/zero:1:1: this is no regular file$"):
+        load_config("/dev/zero")
+
+
+def test_what_extends_cannot_be_read_is_said_where_it_is_named(tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    for message, path in {**hostile_files(tmp_path), "no regular": Path("/dev/zero")}.items():
+        child.write_text(f"extends: {path}/\n" if path.is_dir() else f"extends: {path}\n")
+        (problem,) = problems_of(child)
+        assert problem[:2] == (1, 10)
+        assert message in problem[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("passwd", "hunter2:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/sbin/nologin\n"),
+        (".env", "API_KEY=hunter2\n"),
+        ("credentials", "[default]\nkey = hunter2\n"),
+        ("notes", "hunter2: hunter2\n"),
+        ("secrets.yaml", "hunter2: {token: hunter2}\n"),
+        ("token.yaml", "hunter2\n"),
+        ("list.yml", "- hunter2\n"),
+    ],
+)
+def test_nothing_of_a_file_is_shown_that_is_no_pipeline(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "link.yaml").symlink_to(tmp_path / name)
+    child = tmp_path / "child.yaml"
+    for extended in (f"./{name}", "link.yaml"):
+        child.write_text(f"extends: {extended}\n")
+        with pytest.raises(ConfigError) as caught:
+            load_config(child)
+        assert "hunter2" not in str(caught.value)
+        assert len(caught.value.problems) == 1
+
+
+def test_a_chain_of_files_has_an_end(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    with pytest.raises(ConfigError, match=r"extends goes over more than 20 files"):
+        load_config(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["prompt: " + "${" * 400_000, "prompt: |\n" + "  ${A:-\n" * 120_000, "- a\n" * 240_000],
+    ids=["unclosed", "unclosed defaults", "values"],
+)
+def test_a_megabyte_of_anything_is_read_in_steps_that_grow_no_faster_than_it(
+    tmp_path: Path, data: str
+) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(data)
+    command = "import sys; from headstart.config.load import load_config; load_config(sys.argv[1])"
+    # Seconds; in steps that grow with the square of it these take hours.
+    ended = subprocess.run(
+        [sys.executable, "-c", command, str(path)], capture_output=True, timeout=120, check=False
+    )
+    assert b"ConfigError" in ended.stderr
+
+
+def test_a_text_full_of_variables_that_are_not_set_tells_of_some(tmp_path: Path) -> None:
+    path = tmp_path / "unset.yaml"
+    path.write_text("prompt: |\n" + "".join(f"  ${{UNSET_{n}}}\n" for n in range(20_000)))
+    assert len(problems_of(path)) < 30
+
+
+SECRETS = {
+    "a key": "sk-ant-hunter2",
+    "a class": "hunter2.below:Hunter2",
+    "a module that is there": "decimal:hunter2",
+    "a file": "./hunter2.py:Hunter2",
+    "a path": "/nowhere/hunter2/hunter2.yaml",
+    "an address": "ftp://user:hunter2@hunter2.example/hunter2?hunter2=1",
+    "a model": "llama://hunter2?hunter2=2",
+    "quotes and lines": 'it\'s "hunter2"\n\thunter2 \u00fc',
+    "capitals": "HUNTER2",
+}
+PLACES = {
+    "extends": "extends: '${KEY}'\n",
+    "extends, in part": "extends: './${KEY}.yaml'\n",
+    "policy": EARLY + "policy: '${KEY}'}}\n",
+    "policy, in part": EARLY + "policy: 'a${KEY}'}}\n",
+    "class of a policy": EARLY + "policy: {class: '${KEY}'}}}\n",
+    "provider": TOP + "  - stt: '${KEY}'\n",
+    "provider, with a wrong setting": TOP + "  - stt: {provider: '${KEY}', modl: 1}\n",
+    "nested class": TOP + "  - pipecat.processors.audio.vad_processor:VADProcessor:\n"
+    "      vad_analyzer: {class: '${KEY}'}\n",
+    "base_url": "extends: local\noverride: {llm: {base_url: 'x${KEY}'}}\n",
+    "base_url of a model": "extends: local\noverride: {llm: {base_url: 'llama://${KEY}'}}\n",
+    "number": TOP + "  - vad: {stop_secs: '${KEY}'}\n",
+    "choice": "extends: local\noverride: {tts: {engine: '${KEY}'}}\n",
+    "its own validator": LOUD + "token: 'bad ${KEY}'\n",
+    "its own validator, of a list": LOUD + "words: ['${KEY}']\n",
+    "rate": "extends: local\naudio: {in_sample_rate: '${KEY}'}\n",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_error_shows_what_a_variable_holds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, secret: str, place: str
+) -> None:
+    monkeypatch.setenv("KEY", SECRETS[secret])
+    path = folder / "secret.yaml"
+    path.write_text(PLACES[place])
+    for allow_code in (True, False):
+        with pytest.raises(ConfigError) as caught:
+            load_config(path, allow_code=allow_code)
+        assert "hunter2" not in str(caught.value).casefold()
+        assert "\n" not in caught.value.problems[0].message
+
+
+@given(st.text(min_size=1), st.text(), st.text())
+def test_a_value_is_masked_however_it_is_quoted(value: str, before: str, after: str) -> None:
+    secrets = [Secret("${KEY}", value)]
+    if len(value.strip()) < 3:
+        assert mask(f"{before} {value!r} {after}", secrets).count("${KEY}") >= bool(value.strip())
+    else:
+        for quoted in (value, repr(value), json.dumps(value), quote(value)):
+            assert "${KEY}" in mask(f"{before} {quoted} {after}", secrets)
+
+
+def test_masking_leaves_other_words_alone() -> None:
+    secrets = [Secret("${A}", "en"), Secret("${B}", "off"), Secret("${C}", "https://acme.example")]
+    message = "when offered, write https://host; it is 'en', off or acme.example"
+    assert mask(message, secrets) == "when offered, write https://host; it is '${A}', ${B} or ${C}"
 
 
 def test_a_name_that_is_no_shipped_pipeline_suggests_one() -> None:

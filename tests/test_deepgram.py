@@ -566,7 +566,7 @@ async def test_closing_the_pool_waits_for_a_connection_that_is_just_being_closed
 def test_without_a_key_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEEPGRAM_API_KEY", raising=False)
     monkeypatch.delenv("DEEPGRAM_BASE_URL", raising=False)
-    with pytest.raises(UsageError, match="set DEEPGRAM_API_KEY"):
+    with pytest.raises(UsageError, match="DEEPGRAM_API_KEY is not set"):
         DeepgramSTT()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -165,13 +166,18 @@ def test_a_policy_may_be_a_class_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("confidant", "confident, eager, final, or package.module:Class"),
-        ("nowhere:Policy", "No module named 'nowhere'"),
-        ("pathlib:Path", "no method `obstacle`"),
+        ("confidant", "there is no policy 'confidant'; did you mean 'confident'?"),
+        (
+            "sure",
+            "there is no policy 'sure': name confident, eager, final, or package.module:Class",
+        ),
+        ("nowhere:Policy", "there is no module 'nowhere'"),
+        ("pathlib:Path", "pathlib:Path is no Policy"),
+        ("pathlib:nothing", "pathlib has no class 'nothing'"),
     ],
 )
 def test_a_policy_that_is_none_is_named(name: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=re.escape(message)):
         EarlyTrigger(TriggerSettings(policy=name))
 
 

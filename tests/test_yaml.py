@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
 import re
 import subprocess
@@ -31,10 +33,16 @@ from headstart.config.extend import merge
 from headstart.config.load import load_config, shipped_configs
 from headstart.config.schema import json_schema
 from headstart.config.source import Node, Scalar, Sequence, Table, core_value, read
-from headstart.config.spec import PipelineSpec, Position
+from headstart.config.spec import PipelineSpec, Position, StageSpec
 from headstart.errors import ConfigError, UsageError
+from headstart.pipeline.build import build
+from headstart.pipeline.session import Session
+from headstart.processors.turn.trigger.policies import load_policy
+from headstart.processors.turn.trigger.settings import EarlyTrigger
+from headstart.transports.memory import MemoryTransport
 
 ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "docs/benchmarks"
 STAGE = """
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameProcessor
@@ -142,6 +150,148 @@ def test_code_from_files_can_be_switched_off(write: Write) -> None:
     assert all("switched off" in problem.message for problem in caught.value.problems)
 
 
+RUNS = """
+import pathlib
+pathlib.Path(__file__).with_suffix('.ran').touch()
+
+class Careful:
+    def __init__(self, pauses: int = 1):
+        self.pauses = pauses
+
+    def obstacle(self, evidence):
+        return None
+
+class Model:
+    pass
+"""
+
+CODE = {
+    "stage": "prompt: Hi.\nstages: ['{}:Careful']\n",
+    "provider": "prompt: Hi.\nstages: [{{llm: '{}:Careful'}}]\n",
+    "class": "prompt: Hi.\nstages:\n  - pipecat.processors.audio.vad_processor:VADProcessor:\n"
+    "      vad_analyzer: {{class: '{}:Careful'}}\n",
+    "policy": "extends: early\noverride: {{trigger: {{policy: '{}:Careful'}}}}\n",
+    "class of a policy": "extends: early\n"
+    "override: {{trigger: {{policy: {{class: '{}:Careful', pauses: 2}}}}}}\n",
+    "policy of a trigger that is named by its class": "extends: early\noverride: {{trigger: "
+    "{{provider: 'headstart.processors.turn.trigger.settings:EarlyTrigger', policy: '{}:Careful'"
+    "}}}}\n",
+    "policy of a trigger of one's own": "extends: early\noverride:\n"
+    "  trigger: {{provider: './own.py:Own', policy: '{}:Careful'}}\n",
+}
+"""Every place in which a file may name code."""
+
+
+@pytest.mark.parametrize("place", CODE)
+@pytest.mark.parametrize("module", ["./code.py", "code_in_a_module"])
+def test_wherever_a_file_names_code_check_says_so_and_it_can_be_switched_off(
+    write: Write, monkeypatch: pytest.MonkeyPatch, place: str, module: str
+) -> None:
+    path = write(main=CODE[place].format(module), code=RUNS, code_in_a_module=RUNS)
+    path.with_name("own.py").write_text(
+        "from headstart.processors.turn.trigger.settings import EarlyTrigger as Own\n"
+    )
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.delitem(sys.modules, "code_in_a_module", raising=False)
+    with pytest.raises(ConfigError, match="which is switched off") as caught:
+        load_config(path, allow_code=False)
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].line > 1
+    assert not list(path.parent.glob("*.ran"))
+    _, out, _ = invoke("check", path)
+    named = str(path.with_name("code.py")) if module == "./code.py" else module
+    assert named in out.partition("runs code of ")[2].partition("\n")[0]
+    assert list(path.parent.glob("*.ran"))
+
+
+def test_a_policy_from_a_file_gets_its_settings_from_beside_its_class(write: Write) -> None:
+    path = write(
+        main="extends: below/parent.yaml\n",
+        below__parent="extends: early\noverride:\n"
+        "  trigger: {policy: {class: ./code.py:Careful, pauses: 3}, min_words: 1}\n",
+        below__code=RUNS,
+    )
+    trigger = next(stage for stage in load_config(path).stages if stage.kind == "trigger")
+    made = registry.create(trigger, {})
+    assert isinstance(made, EarlyTrigger)
+    assert vars(made.policy) == {"pauses": 3}
+    path.write_text("extends: early\noverride: {trigger: {policy: ./below/code.py:Careful}}\n")
+    trigger = next(stage for stage in load_config(path).stages if stage.kind == "trigger")
+    assert vars(vars(registry.create(trigger, {}))["policy"]) == {"pauses": 1}
+
+
+def test_an_installed_package_adds_policies(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "acme_policies.py").write_text(RUNS)
+    metadata = tmp_path / "acme-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[headstart.policies]\nacme = acme_policies:Careful\neager = acme_policies:Careful\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(main="extends: early\noverride: {trigger: {policy: {class: acme, pauses: 2}}}\n")
+    load_config(path, allow_code=False)  # installed on purpose, so it is no foreign code
+    assert vars(load_policy({"class": "acme", "pauses": 2})) == {"pauses": 2}
+    assert type(load_policy("eager")).__module__.startswith("headstart.")
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "pipecat.services.moondream.vision:MoondreamService",
+        "pipecat.processors.gstreamer.pipeline_source:GStreamerPipelineSource",
+        "pipecat.services.mcp_service:MCPClient",
+        "pipecat.evals._session_subprocess:Any",
+        "headstart.engines.kokoro.fit.__main__:Any",
+        # imported into a module that has been reviewed, from one that has not
+        "pipecat.services.openai.llm:BaseOpenAILLMService",
+    ],
+)
+def test_what_has_not_been_reviewed_is_refused_with_all_other_code(
+    write: Write, stage: str
+) -> None:
+    path = write(main=f"prompt: Hi.\nstages:\n  - {stage}\n")
+    with pytest.raises(ConfigError, match=r":3:5: .* is switched off$"):
+        load_config(path, allow_code=False)
+
+
+def test_objects_of_a_reviewed_class_are_of_reviewed_classes_too(write: Write) -> None:
+    path = write(
+        main="prompt: Hi.\nstages:\n"
+        "  - pipecat.services.cartesia.tts:CartesiaHttpTTSService:\n"
+        "      api_key: k\n"
+        "      aiohttp_session: {requote_redirect_url: true}\n"
+    )
+    assert load_config(path)
+    with pytest.raises(ConfigError, match=r":5:7: .* ClientSession is code of its own") as caught:
+        load_config(path, allow_code=False)
+    assert len(caught.value.problems) == 1
+
+
+def test_reviewed_modules_hold_nothing_that_runs_what_settings_name() -> None:
+    """A guard for the next version of Pipecat; the list itself is made by reading."""
+    suspicious = re.compile(
+        r"trust_remote_code|from_pretrained\(|torch\.(hub|load)|pickle|import_module|__import__"
+        r"|\b(exec|eval|Popen|runpy)\b\(|subprocess|StdioServerParameters|Gst\b"
+    )
+    for module in registry.REVIEWED:
+        if not module.startswith("pipecat"):
+            continue
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None
+        origin = Path(spec.origin)
+        files = origin.parent.rglob("*.py") if origin.name == "__init__.py" else [origin]
+        for file in files:
+            assert not suspicious.search(file.read_text()), file
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BENCHMARKS.glob("*.yaml")))
+def test_the_pipelines_of_the_benchmarks_need_no_foreign_code(name: str) -> None:
+    assert load_config(BENCHMARKS / name, allow_code=False)
+
+
 # --- settings --------------------------------------------------------------------------------
 
 
@@ -213,7 +363,115 @@ def test_a_constructor_that_fails_is_one_line_at_its_stage(write: Write) -> None
         made(load_config(path))
 
 
+# --- stages that fit together ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        "[vad, stt]",
+        "[vad, stt, turn]",  # only listens
+        "[vad, stt, llm]",  # only writes
+        "[tts]",  # says what the program sends
+        "[llm, tts]",  # a model that hears by itself, or text from the program
+        "[stt, './stage.py:Stage', turn, llm, tts]",  # may be a VAD
+        "[vad, stt, turn, './stage.py:Stage', tts]",  # may write
+        "['./stage.py:Stage', vad, './stage.py:Stage', stt, './stage.py:Stage']",
+        "[vad, {stt: './stage.py:Stage'}, turn, {llm: './stage.py:Stage'}, tts]",
+        "[stt, {turn: {provider: 'pipecat.processors.aggregators.llm_response_universal:"
+        "LLMUserAggregator', params: {vad_analyzer: {class: "
+        "'pipecat.audio.vad.silero:SileroVADAnalyzer'}}}}, llm, tts]",
+        "[vad, trigger, stt, turn, llm, tts]",
+        "[vad, stt, trigger, llm, tts]",  # the turn comes with the model
+    ],
+)
+def test_an_unusual_pipeline_may_well_work(write: Write, stages: str) -> None:
+    path = write(main=f"prompt: Hi.\nstages: {stages}\n", stage=STAGE)
+    assert build(load_config(path), MemoryTransport())
+
+
+def test_a_listener_extends_a_whole_pipeline(write: Write) -> None:
+    path = write(main="extends: local\noverride: {llm: null, tts: null}\n")
+    assert [stage.kind for stage in load_config(path).stages] == ["vad", "stt", "turn"]
+
+
+@pytest.mark.parametrize(
+    "target", ["trigger.early", "headstart.processors.turn.trigger.settings:EarlyTrigger"]
+)
+def test_a_trigger_without_a_model_is_refused_by_whoever_builds_it(target: str) -> None:
+    position = Position(Path("made.py"), 7, 3)
+    stage = StageSpec(
+        name=target,
+        kind=None,
+        target=registry.BUILTIN.get(target, target),
+        settings={},
+        position=position,
+    )
+    spec = PipelineSpec(name="made", prompt="Hi.", stages=(stage,))
+    with pytest.raises(ConfigError, match=r"^made.py:7:3: trigger needs an llm stage"):
+        build(spec, MemoryTransport())
+
+
+KEYS = ("DEEPGRAM_API_KEY", "DEEPGRAM_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL")
+
+
+def test_check_says_which_keys_a_run_would_miss(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in (*KEYS, "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_PROFILE", "ANTHROPIC_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Anthropic's profiles would be
+    code, _, err = invoke("check", "flux-claude")
+    assert code == 2
+    stt, llm = err.splitlines()
+    assert "flux-claude.yaml:6:" in stt and ": DEEPGRAM_API_KEY is not set; set it" in stt
+    assert "deepgram-claude.yaml:" in llm and ": ANTHROPIC_API_KEY is not set; set it" in llm
+    for right in ("local", "early", "simulated-cloud-early"):
+        assert invoke("check", right)[0] == 0
+    assert load_config("flux-claude")  # which may run elsewhere
+
+    local = write(
+        local="extends: flux-claude\noverride:\n  stt: {base_url: 'ws://127.0.0.1:1'}\n"
+        "  llm: {base_url: 'http://127.0.0.1:1'}\n"
+    )
+    given = write(given="extends: flux-claude\noverride: {stt: {api_key: a}, llm: {api_key: b}}\n")
+    assert [invoke("check", file)[0] for file in (local, given)] == [0, 0]
+    for names in (KEYS[::2], KEYS[1::2]):
+        with monkeypatch.context() as context:
+            for name in names:
+                context.setenv(name, "http://127.0.0.1:1")
+            assert invoke("check", "flux-claude")[0] == 0
+    monkeypatch.setenv("ANTHROPIC_PROFILE", "nobody")
+    code, _, err = invoke("check", "flux-claude")
+    assert code == 2
+    assert "llm.anthropic: CredentialsError: " in err
+
+
 # --- variables and YAML ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["__init__(self, voice: str, **kwargs):", "setup(self, *args):"])
+async def test_a_stage_that_fails_does_not_tell_what_a_variable_holds(
+    write: Write, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setenv("VOICE", "hunter2 <alto>")
+    stage = STAGE.partition("class Stage")[0] + (
+        "from headstart.errors import UsageError\n"
+        "class Stage(FrameProcessor):\n"
+        "    def __init__(self, voice: str, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+        "        self.voice = voice\n"
+        f"    {'async ' if 'setup' in when else ''}def {when}\n"
+        "        raise UsageError(f'no voice {voice!r}')\n".replace(
+            "{voice!r}", "{self.voice!r}" if "setup" in when else "{voice!r}"
+        )
+    )
+    path = write(main="prompt: Hi.\nstages: [{'./stage.py:Stage': {voice: '${VOICE}'}}]\n")
+    path.with_name("stage.py").write_text(stage)
+    async with asyncio.timeout(30):
+        with pytest.raises(UsageError, match=r"no voice '\$\{VOICE\}'"):
+            async with Session(load_config(path)):
+                pass
 
 
 def test_a_variable_alone_is_retyped_unless_it_is_quoted(

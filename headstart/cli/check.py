@@ -19,7 +19,8 @@ def check(
         bool,
         typer.Option(
             "--no-code",
-            help="Refuse classes outside of Headstart, Pipecat and installed stages; import none.",
+            help="Refuse code that the file names: import no class but those of installed stages "
+            "and of modules that have been reviewed.",
         ),
     ] = False,
 ) -> None:
@@ -27,7 +28,8 @@ def check(
 
     Says what is wrong as FILE:LINE:COL: message on standard error and exits with 2.
 
-    Modules that are neither Headstart's nor Pipecat's are listed before they are imported.
+    What --no-code would refuse is listed before it is imported. The keys that the stages need
+    must be set, as for a run.
 
     Examples:
         headstart check local my.yaml
@@ -48,15 +50,15 @@ def check(
 
 def _check(file: str, *, allow_code: bool) -> bool:
     from headstart.config.load import Document
-    from headstart.config.registry import TRUSTED_PACKAGES
+    from headstart.config.registry import is_reviewed
 
     try:
         document = Document.read(file)
         modules = document.modules()
-        foreign = [m for m in modules if m.partition(".")[0] not in TRUSTED_PACKAGES]
+        foreign = [module for module in modules if not is_reviewed(module)]
         if foreign and allow_code:
             typer.echo(f"{file}: runs code of {', '.join(map(_shown, foreign))}")
-        spec = document.check(allow_code=allow_code)
+        spec = document.check(allow_code=allow_code, environment=True)
     except ConfigError as error:
         typer.echo(str(error), err=True)
         return False

@@ -15,14 +15,15 @@ import sys
 import types
 import typing
 from collections import abc
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Protocol, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError
 from pydantic import create_model as create_pydantic_model
 
+from headstart.config.choice import Choice
 from headstart.config.messages import Issue, Loc, closest, issues_of, nearest_or_all
 
 
@@ -40,8 +41,20 @@ class Parameter:
         return self.default is inspect.Parameter.empty
 
 
-Importer = Callable[[str], type]
-"""Gets the class that a nested `class: package.module:Class` names."""
+class Importer(Protocol):
+    """Gets the classes that settings name."""
+
+    def named(self, written: str, choice: Choice | None = None) -> type:
+        """The class that a class path means, or a registered name where there is a choice.
+
+        Raises:
+            HeadstartError: There is none, or it may not be imported.
+        """
+        ...
+
+    def refusal(self, cls: type) -> str | None:
+        """Why no object of a class may be made; None if it may."""
+        ...
 
 
 @cache
@@ -121,11 +134,41 @@ def validate_model(
 ) -> tuple[BaseModel | None, list[Issue]]:
     """A model from a mapping, and what is wrong with it."""
     issues: list[Issue] = []
-    return _Builder(_no_import, issues).model(model, values, ()), issues
+    return _Builder(_NoImporter(), issues).model(model, values, ()), issues
 
 
-def _no_import(target: str) -> type:
-    raise TypeError(target)
+class _NoImporter:
+    def named(self, written: str, choice: Choice | None = None) -> type:
+        raise TypeError(written)
+
+    def refusal(self, cls: type) -> str | None:
+        return None
+
+
+def chosen(choice: Choice, value: Any, importer: Importer) -> tuple[Any, list[Issue]]:
+    """What a setting that chooses a class stands for, yet to be realised, and what is wrong."""
+    issues: list[Issue] = []
+    return _Builder(importer, issues).chosen(choice, value, ()), issues
+
+
+def choices(cls: type) -> dict[str, Choice]:
+    """The settings of a class that choose another class."""
+    model = settings_model(cls)
+    if model is not None:
+        return dict(_choices(model))
+    found = ((p.name, _choice(get_args(p.annotation))) for p in parameters(cls))
+    return {name: choice for name, choice in found if choice}
+
+
+def _choices(model: type[BaseModel]) -> Iterator[tuple[str, Choice]]:
+    for name, info in model.model_fields.items():
+        choice = _choice(info.metadata)
+        if choice is not None:
+            yield info.alias or name, choice
+
+
+def _choice(metadata: Collection[Any]) -> Choice | None:
+    return next((item for item in metadata if isinstance(item, Choice)), None)
 
 
 @dataclass(frozen=True)
@@ -174,10 +217,35 @@ class _Builder:
             for issue in issues_of(error, values):
                 if (*loc, *(issue.missing or issue.loc)) not in reported:
                     self._issues.append(dataclasses.replace(issue, loc=(*loc, *issue.loc)))
+        if built is not None:
+            for name, choice in _choices(model):
+                if name in values:
+                    self.chosen(choice, values[name], (*loc, name))
         return built
+
+    def chosen(self, choice: Choice, value: Any, loc: Loc) -> Any:
+        """The object that a setting chooses; what it is made of, checked."""
+        settings: dict[str, Any] = {}
+        within = loc
+        if isinstance(value, Mapping):
+            settings = {key: item for key, item in value.items() if key != "class"}
+            if not isinstance(value.get("class"), str):
+                self._issues.append(Issue(loc, f"needs 'class': which {choice.noun}"))
+                return None
+            value, loc = value["class"], (*loc, "class")
+        cls = self._import(value, choice.base, loc, choice)
+        if cls is None:
+            return None
+        model = settings_model(cls)
+        if model is not None:
+            return _Deferred(cls, {"settings": self.model(model, settings, within)})
+        return self._call(cls, parameters(cls), settings, within)
 
     def value(self, annotation: Any, value: Any, loc: Loc) -> Any:
         """A value of the annotated type."""
+        choice = _choice(get_args(annotation)) if get_origin(annotation) is Annotated else None
+        if choice is not None and value is not None:
+            return self.chosen(choice, value, loc)
         choices = alternatives(annotation)
         if value is None and types.NoneType in choices:
             return None
@@ -224,21 +292,30 @@ class _Builder:
             return self._call(cls, dataclass_parameters(cls), values, loc)
         target = values.get("class")
         if isinstance(target, str):
-            try:
-                named: Any = self._importer(target)
-            except Exception as error:
-                self._issues.append(Issue((*loc, "class"), str(error)))
-                return None
-            if not issubclass(named, cls):
-                message = f"{target} is no {cls.__name__}"
-                self._issues.append(Issue((*loc, "class"), message))
+            named = self._import(target, cls, (*loc, "class"))
+            if named is None:
                 return None
             cls, values = named, {k: v for k, v in values.items() if k != "class"}
+        elif refusal := self._importer.refusal(cls):
+            self._issues.append(Issue(loc, refusal))
+            return None
         if inspect.isabstract(cls):
             message = f"needs 'class': which {cls.__name__}, as package.module:Class"
             self._issues.append(Issue(loc, message))
             return None
         return self._call(cls, parameters(cls), values, loc)
+
+    def _import(self, written: str, base: type, loc: Loc, choice: Choice | None = None) -> Any:
+        """The class of that name, if it is one of the base's; None where something is wrong."""
+        try:
+            named = self._importer.named(written, choice)
+        except Exception as error:
+            self._issues.append(Issue(loc, str(error)))
+            return None
+        if not issubclass(named, base):
+            self._issues.append(Issue(loc, f"{written} is no {base.__name__}"))
+            return None
+        return named
 
     def _call(
         self, cls: Any, keys: Sequence[Parameter], values: Mapping[str, Any], loc: Loc
@@ -272,6 +349,8 @@ class _Builder:
 def _own_parameters(cls: type) -> tuple[tuple[Parameter, ...], bool]:
     """The parameters of a class's own constructor, and whether it passes others on."""
     function = cls.__init__  # type: ignore[misc]
+    if not inspect.isfunction(function):  # that of `object`, or written in C
+        return (), False
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # written in C

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from headstart.config.secrets import Secret
+
+MAX_FAILURES = 20
+"""Failures that one text reports. Looking for what was meant takes time for each."""
 
 _TOKEN = re.compile(
     r"\$\$"
-    r"|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}"
+    r"|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:[^}$]|\$(?!\{))*))?\}"
     r"|\$\{(?P<malformed>[^}\n]*\}?)"
 )
 
@@ -32,7 +37,9 @@ class Expansion:
     whole: bool = False
     """The text was exactly one variable, so that its value may be more than text."""
     used: bool = False
-    """Something came from outside the text, so that it may be secret."""
+    """A variable was named, so that the text may be secret."""
+    secrets: tuple[Secret, ...] = ()
+    """What came from outside the text."""
     failures: tuple[Failure, ...] = ()
 
 
@@ -43,27 +50,33 @@ def expand(text: str, variables: Mapping[str, str]) -> Expansion:
     in a shell; `$$` is one dollar; a dollar before anything else stands for itself.
     """
     failures: list[Failure] = []
+    secrets: dict[str, Secret] = {}
+
+    def fail(match: re.Match[str], message: Callable[[], str]) -> str:
+        if len(failures) < MAX_FAILURES:
+            failures.append(Failure(match.start(), match[0], message()))
+        return ""
 
     def fill(match: re.Match[str]) -> str:
         token, name, default = match[0], match["name"], match["default"]
         if token == "$$":
             return "$"
         if name is None:
-            failures.append(Failure(match.start(), token, _malformed(token)))
-            return ""
+            return fail(match, lambda: _malformed(token))
         value = variables.get(name)
+        if value:
+            secrets[name] = Secret(f"${{{name}}}", value)
         if default is not None:
             return value or default
         if value is None:
-            failures.append(Failure(match.start(), token, _unset(name, variables)))
-            return ""
+            return fail(match, lambda: _unset(name, variables))
         return value
 
     filled = _TOKEN.sub(fill, text)
     only = _TOKEN.fullmatch(text)
     whole = only is not None and only["name"] is not None
     used = any(match["name"] for match in _TOKEN.finditer(text))
-    return Expansion(filled, whole, used, tuple(failures))
+    return Expansion(filled, whole, used, tuple(secrets.values()), tuple(failures))
 
 
 def _malformed(token: str) -> str:

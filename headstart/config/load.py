@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import headstart
-from headstart.config import registry
+from headstart.config import registry, structure
+from headstart.config.choice import Choice
 from headstart.config.constructor import validate_model
 from headstart.config.extend import (
     EDITS,
@@ -21,7 +23,8 @@ from headstart.config.extend import (
     read_stages,
 )
 from headstart.config.messages import Issue, Loc, closest, nearest_or_all
-from headstart.config.registry import NameProblem, Reference, StageType, is_trusted
+from headstart.config.registry import NameProblem, Reference, StageType, refusal
+from headstart.config.secrets import mask
 from headstart.config.source import (
     Node,
     Scalar,
@@ -30,7 +33,11 @@ from headstart.config.source import (
     describe,
     fill,
     locate,
+    parse,
+    path_from,
     read,
+    read_bytes,
+    secrets_in,
     walk,
 )
 from headstart.config.spec import PipelineHeader, PipelineSpec, StageSpec
@@ -39,15 +46,18 @@ from headstart.errors import ConfigError, Problem, UsageError
 KEYS = (*PipelineHeader.model_fields, "stages", "extends", *EDITS)
 """What may stand at the top of a file."""
 
+MAX_PARENTS = 20
+"""A longer chain of files that extend each other is refused."""
+
 
 def load_config(config: str | Path, *, allow_code: bool = True) -> PipelineSpec:
     """Read a pipeline file and check all of it, short of loading models.
 
     Args:
         config: The path of a file, or the name of a pipeline that ships with Headstart.
-        allow_code: Whether the file may name classes outside of Headstart, Pipecat and the
-            stages of installed packages. They run when they are imported, so switch it off
-            for files of people you would not run a program from.
+        allow_code: Whether the file may name classes other than those of installed packages by
+            their registered names, and those of `registry.REVIEWED`. They run when they are
+            imported, so switch it off for files of people you would not run a program from.
 
     Raises:
         ConfigError: Something is wrong; it carries every problem of the file.
@@ -71,15 +81,15 @@ def find_config(config: str | Path, folder: Path = Path()) -> Path:
         folder: Where relative paths start.
 
     Raises:
-        UsageError: There is no shipped pipeline of that name.
+        UsageError: It is no path, and there is no shipped pipeline of that name.
     """
     written = str(config)
     if isinstance(config, Path) or "/" in written or written.endswith((".yaml", ".yml")):
-        return folder / Path(config).expanduser()
+        return path_from(config, folder)
     shipped = shipped_configs()
     if written in shipped:
         return shipped[written]
-    if (folder / written).is_file():
+    if path_from(written, folder).is_file():
         return folder / written
     hint = nearest_or_all(written, shipped)
     raise UsageError(f"no pipeline named {written!r} ships with Headstart{hint}")
@@ -92,11 +102,23 @@ class NamedStage:
     node: StageNode
     reference: Reference
 
-    def nested_classes(self) -> Iterator[Scalar]:
-        """Every `class: package.module:Class` in the settings."""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    """The settings that choose a class."""
+
+    def named_classes(self) -> Iterator[tuple[Scalar, str]]:
+        """Every value in the settings that names a class, and the class path that it means."""
         for key, value in walk(self.node.settings):
             if key == "class" and isinstance(value, Scalar) and is_class_path(str(value.value)):
-                yield value
+                yield value, str(value.value)
+        for key, choice in self.choices.items():
+            chosen = self.node.settings.entries.get(key)
+            named = chosen.entries.get("class") if isinstance(chosen, Table) else chosen
+            if not isinstance(named, Scalar) or not isinstance(named.value, str):
+                continue
+            if isinstance(chosen, Table) and is_class_path(named.value):
+                continue  # the same `class` as above
+            with suppress(NameProblem):  # what is wrong with it is for the stage to say
+                yield named, registry.chosen_target(choice, named.value)
 
     def spec(self) -> StageSpec:
         """What the pipeline's description says of it."""
@@ -105,7 +127,7 @@ class NamedStage:
             kind=self.reference.kind,
             target=self.reference.target,
             settings=self.node.settings.plain(),
-            position=self.node.position,
+            position=self.node.position.keeping(secrets_in(self.node.settings)),
         )
 
 
@@ -130,7 +152,7 @@ class Document:
         except UsageError as error:
             raise ConfigError([Problem(Path(config), 1, 1, str(error))]) from None
         problems: list[Problem] = []
-        top, nodes = _inherit(path, (), problems)
+        top, nodes = _inherit(path, read(path), (), problems)
         filled = fill(top, os.environ, problems)
         assert isinstance(filled, Table)
         stages = []
@@ -146,22 +168,31 @@ class Document:
         found = []
         for stage in self.stages:
             found.append(stage.reference.module)
-            found += [str(nested.value).rpartition(":")[0] for nested in stage.nested_classes()]
+            found += [target.rpartition(":")[0] for _, target in stage.named_classes()]
         return list(dict.fromkeys(found))
 
-    def check(self, *, allow_code: bool = True) -> PipelineSpec:
-        """Import the stages' classes and check their settings.
+    def check(self, *, allow_code: bool = True, environment: bool = False) -> PipelineSpec:
+        """Import the stages' classes and check their settings, and whether they fit together.
+
+        Args:
+            allow_code: As for `load_config`.
+            environment: Whether to check as well that this process could run the stages: that
+                their keys are set.
 
         Raises:
             ConfigError: Something is wrong; it carries every problem of the file.
         """
         problems = list(self.problems)
         header = self._header(problems)
+        stages = tuple(stage.spec() for stage in self.stages)
         for stage in self.stages:
             problems += _check_stage(stage, allow_code)
+        if not problems:  # of stages that are right by themselves
+            problems += structure.problems(stages)
+            if environment:
+                problems += _missing_here(stages)
         if problems or header is None:
             raise ConfigError(_in_order(problems, self.path))
-        stages = tuple(stage.spec() for stage in self.stages)
         return PipelineSpec.model_validate({**dict(header), "stages": stages})
 
     def _header(self, problems: list[Problem]) -> PipelineHeader | None:
@@ -173,10 +204,10 @@ class Document:
 
 
 def _inherit(
-    path: Path, chain: tuple[Path, ...], problems: list[Problem]
+    path: Path, own: Table, chain: tuple[Path, ...], problems: list[Problem]
 ) -> tuple[Table, tuple[StageNode, ...]]:
     """A file's values and stages, those of the files it extends included."""
-    own = _known_keys(read(path), problems)
+    own = _known_keys(own, problems)
     edits = [key for key in EDITS if key in own.entries]
     extends = own.entries.get("extends")
     if extends is None:
@@ -233,30 +264,44 @@ def _parent(
         return None
     try:
         parent = find_config(name.value, path.parent)
+        data = read_bytes(parent)
+    except FileNotFoundError:
+        problems.append(name.position.problem(f"there is no file {name.value}"))
+        return None
     except UsageError as error:
         problems.append(name.position.problem(str(error)))
-        return None
-    if not parent.exists():
-        problems.append(name.position.problem(f"there is no file {name.value}"))
         return None
     chain = (*chain, path.resolve())
     if parent.resolve() in chain:
         circle = " -> ".join(file.name for file in (*chain, parent))
         problems.append(name.position.problem(f"extends goes in a circle: {circle}"))
         return None
-    try:
-        return _inherit(parent, chain, problems)
-    except ConfigError as error:
-        problems += error.problems
+    if len(chain) > MAX_PARENTS:
+        problems.append(name.position.problem(f"extends goes over more than {MAX_PARENTS} files"))
         return None
+    # A file that is no pipeline may be anybody's: nothing of it is shown.
+    no_pipeline = name.position.problem(f"{name.value} is no pipeline, so it cannot be extended")
+    try:
+        own = parse(parent, data, quote=False)
+    except ConfigError as error:
+        is_yaml = parent.resolve().suffix in (".yaml", ".yml")
+        problems += error.problems if is_yaml else [no_pipeline]
+        return None
+    if not own.entries.keys() & {"prompt", "stages", "extends"}:
+        problems.append(no_pipeline)
+        return None
+    return _inherit(parent, own, chain, problems)
 
 
 def _filled(node: StageNode, problems: list[Problem]) -> StageNode:
-    settings = _absolute(fill(node.settings, os.environ, problems))
+    settings = _finite(_absolute(fill(node.settings, os.environ, problems)), problems)
     assert isinstance(settings, Table)
-    provider = fill(node.provider, os.environ, problems) if node.provider else None
-    assert provider is None or isinstance(provider, Scalar)
-    return StageNode(node.name, node.position, provider, settings)
+    if node.provider is None:
+        return StageNode(node.name, node.position, None, settings)
+    provider = fill(node.provider, os.environ, problems)
+    assert isinstance(provider, Scalar)
+    position = node.position.keeping(secrets_in(provider))
+    return StageNode(node.name, position, provider, settings)
 
 
 def _absolute(node: Node) -> Node:
@@ -266,12 +311,38 @@ def _absolute(node: Node) -> Node:
     if not isinstance(node, Table):
         return node
     entries = {key: _absolute(value) for key, value in node.entries.items()}
-    named = entries.get("class")
+    if "class" in entries:
+        entries["class"] = _absolute_class(entries["class"])
+    return replace(node, entries=entries)
+
+
+def _absolute_class(named: Node) -> Node:
     if isinstance(named, Scalar) and isinstance(named.value, str) and is_class_path(named.value):
         with suppress(NameProblem):  # whether it is a class path at all is for the stage to say
             target = registry.class_path(named.value, named.position.file.parent)
-            entries["class"] = replace(named, value=target)
-    return replace(node, entries=entries)
+            return replace(named, value=target)
+    return named
+
+
+def _finite(node: Node, problems: list[Problem], key: str = "") -> Node:
+    """The same; infinities and `.nan` are reported, since nothing can work with them."""
+    if isinstance(node, Sequence):
+        return replace(node, items=tuple(_finite(item, problems, key) for item in node.items))
+    if isinstance(node, Table):
+        entries = {key: _finite(value, problems, key) for key, value in node.entries.items()}
+        return replace(node, entries=entries)
+    if not _is_finite(node.value):
+        message = f"{key} should be a finite number; it is {describe(node)}"
+        problems.append(node.position.problem(message))
+        return replace(node, broken=True)
+    return node
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return not isinstance(value, (int, float)) or math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _named(node: StageNode, problems: list[Problem]) -> NamedStage | None:
@@ -285,31 +356,46 @@ def _named(node: StageNode, problems: list[Problem]) -> NamedStage | None:
         reference = registry.resolve(node.name, provider, owner.file.parent)
     except NameProblem as error:
         wrong = node.provider if error.of_provider and node.provider else node
-        message = str(error)
-        if node.provider is not None and node.provider.secret:
-            message = message.replace(repr(provider), "'${...}'")
-        problems.append(wrong.position.problem(message))
+        problems.append(wrong.position.problem(str(error)))
         return None
-    return NamedStage(node, reference)
+    choices = registry.choices(reference)
+    settings = dict(node.settings.entries)
+    for key in choices.keys() & settings.keys():
+        settings[key] = _absolute_class(settings[key])
+    return NamedStage(
+        replace(node, settings=replace(node.settings, entries=settings)), reference, choices
+    )
 
 
 def _check_stage(stage: NamedStage, allow_code: bool) -> list[Problem]:
+    """Import the stage's class and check its settings."""
     reference, node = stage.reference, stage.node
     if not allow_code and not reference.trusted:
-        message = f"{reference.name} is code of its own, which is switched off"
-        return [node.position.problem(message)]
-    refused = [s for s in stage.nested_classes() if not allow_code and not is_trusted(str(s.value))]
-    if refused:
-        message = "is code of its own, which is switched off"
-        return [value.position.problem(f"{value.value} {message}") for value in refused]
+        return [node.position.problem(refusal(reference.name, reference.target))]
     try:
         cls = registry.import_processor(reference.target)
     except UsageError as error:
         return [node.position.problem(str(error))]
-    issues = StageType(reference.name, cls).validate(node.settings.plain())
+    if not allow_code and not reference.installed and not registry.is_reviewed(cls.__module__):
+        # A reviewed module may have imported it from elsewhere.
+        message = refusal(reference.name, f"{cls.__module__}:{cls.__name__}")
+        return [node.position.problem(message)]
+    issues = StageType(reference.name, cls).validate(node.settings.plain(), allow_code=allow_code)
     if reference.kind:
         issues = [_provider_misspelt(issue) for issue in issues]
-    return located(issues, node.settings, f"{reference.name.rpartition(':')[2]}: ")
+    prefix = mask(f"{reference.name.rpartition(':')[2]}: ", node.position.secrets)
+    return located(issues, node.settings, prefix)
+
+
+def _missing_here(stages: tuple[StageSpec, ...]) -> list[Problem]:
+    """What stages need that this process does not have, such as a key."""
+    found = []
+    for stage in stages:
+        try:
+            registry.stage_type(stage).check_environment(stage.settings)
+        except UsageError as error:
+            found.append(stage.position.problem(f"{stage.name.rpartition(':')[2]}: {error}"))
+    return found
 
 
 def _provider_misspelt(issue: Issue) -> Issue:
@@ -328,11 +414,9 @@ def located(issues: list[Issue], table: Table, prefix: str) -> list[Problem]:
         if isinstance(node, Scalar) and node.broken:
             continue
         at_key = issue.at_key or (isinstance(node, Table) and not issue.given)
-        position = key if at_key else node.position
+        # A validator may quote any of what it was given.
+        position = (key if at_key else node.position).keeping(secrets_in(node))
         message = issue.message
-        if isinstance(node, Scalar) and node.secret and isinstance(node.value, str):
-            # A validator may quote what it was given. What is shorter is no secret.
-            message = message.replace(node.value, "...") if len(node.value) > 3 else message
         name = _spoken(issue.loc) if issue.loc and not issue.at_key else ""
         if name:
             name += " " if message.startswith(("should", "needs", "takes")) else ": "

@@ -18,6 +18,8 @@ from typing import Any
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameProcessor
 
+from headstart.config import constructor
+from headstart.config.choice import Choice
 from headstart.config.constructor import (
     arguments,
     injected_parameters,
@@ -26,6 +28,7 @@ from headstart.config.constructor import (
 )
 from headstart.config.extend import is_class_path
 from headstart.config.messages import Issue, closest, nearest, nearest_or_all
+from headstart.config.source import path_from
 from headstart.config.spec import StageSpec
 from headstart.errors import ConfigError, HeadstartError, UsageError
 
@@ -47,8 +50,39 @@ ENTRY_POINT_GROUP = "headstart.stages"
 INJECTED = (LLMContext,)
 """Types of constructor parameters that the program supplies, not the file."""
 
-TRUSTED_PACKAGES = ("headstart", "pipecat")
-"""Packages whose classes a file may always name."""
+REVIEWED = (
+    # Headstart's own
+    "headstart.processors",
+    "headstart.bench.conversation.simulated",
+    "headstart.bench.energy",
+    "headstart.bench.load.no_op",
+    "headstart.bench.stock.services",
+    "headstart.bench.stock.voice",
+    # Pipecat's
+    "pipecat.audio.turn.smart_turn.local_smart_turn_v3",
+    "pipecat.audio.vad.silero",
+    "pipecat.processors.aggregators.llm_response_universal",
+    "pipecat.processors.audio.vad_processor",
+    "pipecat.processors.filters",
+    "pipecat.services.anthropic.llm",
+    "pipecat.services.cartesia.stt",
+    "pipecat.services.cartesia.tts",
+    "pipecat.services.deepgram.stt",
+    "pipecat.services.deepgram.tts",
+    "pipecat.services.elevenlabs.tts",
+    "pipecat.services.openai.llm",
+    "pipecat.services.openai.stt",
+    "pipecat.services.openai.tts",
+    "pipecat.turns.user_mute",
+    "pipecat.turns.user_start",
+    "pipecat.turns.user_stop",
+)
+"""Modules, and packages with all below them, whose classes run no code that their settings name.
+
+They are what a file may name where code from files is switched off. Look for these before you
+add one: `trust_remote_code`, `from_pretrained`, pickles, programs to start, modules to import,
+files to read that name any of it, and objects among the constructor's parameters.
+"""
 
 _TARGET = re.compile(r"[^\s:]+:[A-Za-z_]\w*|.+\.py:[A-Za-z_]\w*")
 
@@ -82,28 +116,37 @@ class Reference:
     @property
     def trusted(self) -> bool:
         """Whether it may be imported where code from files is switched off."""
-        return self.installed or is_trusted(self.target)
+        return self.installed or is_reviewed(self.module)
 
 
-def is_trusted(target: str) -> bool:
-    """Whether a class path names a class of Headstart or Pipecat."""
-    module = target.rpartition(":")[0]
-    return not module.endswith(".py") and module.partition(".")[0] in TRUSTED_PACKAGES
+def is_reviewed(module: str) -> bool:
+    """Whether a module, or a package that it is in, is one of `REVIEWED`."""
+    return not module.endswith(".py") and any(
+        module == known or module.startswith(f"{known}.") for known in REVIEWED
+    )
+
+
+def refusal(written: str, target: str) -> str:
+    """Why a class is refused where code from files is switched off.
+
+    Args:
+        written: Its name, as it stands in the file.
+        target: Its class path.
+    """
+    if target.partition(".")[0] in ("headstart", "pipecat") and ".py:" not in target:
+        return f"{written} may run code that its settings name, which is switched off"
+    return f"{written} is code of its own, which is switched off"
 
 
 def catalogue() -> dict[str, str]:
     """Every registered stage and its class path. Built-in names cannot be taken over."""
-    installed = _installed(tuple(sys.path))
-    return {
-        **BUILTIN,
-        **{name: target for name, target in installed.items() if name not in BUILTIN},
-    }
+    return {**_installed(ENTRY_POINT_GROUP, tuple(sys.path)), **BUILTIN}
 
 
 @cache
-def _installed(path: tuple[str, ...]) -> dict[str, str]:
-    """The stages of installed packages; looking through all of them takes milliseconds."""
-    points = entry_points(group=ENTRY_POINT_GROUP)
+def _installed(group: str, path: tuple[str, ...]) -> dict[str, str]:
+    """What installed packages name; looking through all of them takes milliseconds."""
+    points = entry_points(group=group)
     return {point.name: point.value for point in sorted(points, key=lambda point: point.name)}
 
 
@@ -152,6 +195,38 @@ def resolve(name: str, provider: str | None, folder: Path) -> Reference:
     return Reference(full_name, name, known[full_name], installed=True)
 
 
+def chosen_target(choice: Choice, written: str, folder: Path = Path()) -> str:
+    """The class path that a setting means which chooses a class.
+
+    Raises:
+        NameProblem: It means none.
+    """
+    if is_class_path(written):
+        return class_path(written, folder)
+    known = {**_installed(choice.group, tuple(sys.path)), **choice.builtin}
+    if written not in known:
+        hint = nearest(written, known) or f": name {', '.join(known)}, or package.module:Class"
+        raise NameProblem(f"there is no {choice.noun} {written!r}{hint}")
+    return known[written]
+
+
+def choices(reference: Reference) -> dict[str, Choice]:
+    """The settings of a stage that choose a class, as far as no code of a file has to run.
+
+    A class of a file's own is taken to have those of the default provider of its kind.
+    """
+    target = reference.target
+    if not is_reviewed(reference.module):
+        default = default_provider(reference.kind) if reference.kind else None
+        target = catalogue()[f"{reference.kind}.{default}"] if default else ""
+    if not is_reviewed(target.rpartition(":")[0]):
+        return {}
+    try:
+        return constructor.choices(import_processor(target))
+    except UsageError:  # whoever checks the stage says why
+        return {}
+
+
 def class_path(written: str, folder: Path) -> str:
     """A class path with its file, if it names one, made absolute.
 
@@ -162,7 +237,10 @@ def class_path(written: str, folder: Path) -> str:
         raise NameProblem(f"{written!r} should be package.module:Class or ./file.py:Class")
     module, _, name = written.rpartition(":")
     if module.endswith(".py"):
-        return f"{(folder / Path(module).expanduser()).resolve()}:{name}"
+        try:
+            return f"{path_from(module, folder).resolve()}:{name}"
+        except UsageError as error:
+            raise NameProblem(str(error)) from None
     if "/" in module:
         raise NameProblem(f"{written!r} should be package.module:Class or ./file.py:Class")
     return written
@@ -298,9 +376,14 @@ class StageType:
         """The first line of the class's docstring."""
         return (inspect.getdoc(self.cls) or "").partition("\n")[0]
 
-    def validate(self, settings: Mapping[str, Any]) -> list[Issue]:
-        """What is wrong with the settings. Imports, but loads no model."""
-        return self._arguments(settings)[1]
+    def validate(self, settings: Mapping[str, Any], *, allow_code: bool = True) -> list[Issue]:
+        """What is wrong with the settings. Imports, but loads no model.
+
+        Args:
+            settings: As they stand in the file.
+            allow_code: Whether they may name classes that are not among `REVIEWED`.
+        """
+        return arguments(self.cls, settings, INJECTED, _Importer(allow_code))[1]
 
     def create(
         self,
@@ -340,12 +423,67 @@ class StageType:
         names: tuple[str, ...] = required(self._arguments(settings)[0]["settings"])
         return names
 
+    def check_environment(self, settings: Mapping[str, Any]) -> None:
+        """Check that the stage could run here, as far as it can tell without loading anything.
+
+        Raises:
+            UsageError: Something is missing, such as a key.
+        """
+        check = getattr(self.cls, "check_environment", None)
+        if check is None or settings_model(self.cls) is None:
+            return
+        try:
+            check(self._arguments(settings)[0]["settings"])
+        except HeadstartError:
+            raise
+        except Exception as error:
+            raise UsageError(_line(error)) from error
+
     def _arguments(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Issue]]:
-        return arguments(self.cls, settings, INJECTED, _import_nested)
+        return arguments(self.cls, settings, INJECTED, _Importer())
 
 
-def _import_nested(written: str) -> type:
-    return import_class(class_path(written, Path()))
+@dataclass(frozen=True)
+class _Importer:
+    """Imports what settings name; where code is switched off, what has been reviewed alone."""
+
+    allow_code: bool = True
+
+    def named(self, written: str, choice: Choice | None = None) -> type:
+        target = chosen_target(choice, written) if choice else class_path(written, Path())
+        registered = choice is not None and not is_class_path(written)
+        if not self.allow_code and not registered and not is_reviewed(target.rpartition(":")[0]):
+            raise NameProblem(refusal(written, target))
+        cls = import_class(target)
+        if not registered and (refused := self.refusal(cls)):
+            raise NameProblem(refused)
+        return cls
+
+    def refusal(self, cls: type) -> str | None:
+        if self.allow_code or is_reviewed(cls.__module__):
+            return None
+        return refusal(cls.__name__, f"{cls.__module__}:{cls.__name__}")
+
+
+def make(choice: Choice, value: Any) -> Any:
+    """The object that a setting chooses.
+
+    Args:
+        choice: What there is to choose from.
+        value: A name, a class path, or a mapping with either as `class`, and settings.
+
+    Raises:
+        UsageError: There is no such class, or it cannot be made of these settings.
+    """
+    deferred, issues = constructor.chosen(choice, value, _Importer())
+    if issues:
+        raise UsageError(f"{choice.noun}: {issues[0].message}")
+    try:
+        return realise(deferred)
+    except HeadstartError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the {choice.noun} could not be made: {_line(error)}") from error
 
 
 def stage_type(stage: StageSpec) -> StageType:

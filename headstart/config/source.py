@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,12 +19,17 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from headstart.config.expand import expand
+from headstart.config.secrets import Secret
 from headstart.config.spec import Position
 from headstart.config.syntax import syntax_problem
-from headstart.errors import ConfigError, Problem
+from headstart.errors import ConfigError, Problem, UsageError
 
+MAX_BYTES = 1_000_000
+"""A longer file is refused before it is parsed."""
 MAX_VALUES = 10_000
 """More values than this in one file, aliases counted wherever they stand, are refused."""
+
+_TOO_MANY = f"more than {MAX_VALUES} values; this is no pipeline"
 
 Plain = str | int | float | bool | None
 Loc = tuple[str | int, ...]
@@ -95,9 +102,12 @@ def describe(node: Node) -> str:
     if isinstance(node.value, bool):
         return str(node.value).lower()
     if isinstance(node.value, str):
-        shown = node.value if len(node.value) <= 40 else node.value[:37] + "..."
-        return f"the text {shown!r}"
-    return str(node.value)
+        return f"the text {_shortened(node.value)!r}"
+    return _shortened(node.text or str(node.value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def locate(node: Node, loc: Loc) -> tuple[Node, Position]:
@@ -134,7 +144,29 @@ def fill(node: Node, variables: Mapping[str, str], problems: list[Problem]) -> N
     if expansion.whole and not node.quoted:
         with suppress(ValueError):  # a number of thousands of digits stays text
             value = core_value(expansion.text)
-    return replace(node, value=value, secret=expansion.used, broken=bool(expansion.failures))
+    secrets = expansion.secrets
+    try:
+        expansion.text.encode()
+    except UnicodeEncodeError:
+        problems.append(node.position.problem("the environment variable holds no text in UTF-8"))
+        return replace(node, value=None, broken=True)
+    if secrets and not expansion.whole:  # a part of the text may be a part of the value, too
+        secrets = (*secrets, Secret(node.text, expansion.text))
+    return replace(
+        node,
+        value=value,
+        position=node.position.keeping(secrets),
+        secret=expansion.used,
+        broken=bool(expansion.failures),
+    )
+
+
+def secrets_in(node: Node) -> tuple[Secret, ...]:
+    """What variables put into the values below."""
+    if isinstance(node, Scalar):
+        return node.position.secrets
+    below = node.items if isinstance(node, Sequence) else node.entries.values()
+    return tuple(secret for value in below for secret in secrets_in(value))
 
 
 def _within(node: Scalar, offset: int) -> Position:
@@ -168,17 +200,27 @@ for _name, _pattern in _CORE:
 
 
 class _Loader(Reader, Scanner, Parser, Composer, _CoreResolver):
-    def __init__(self, text: str) -> None:
+    def __init__(self, path: Path, text: str) -> None:
         Reader.__init__(self, text)
         Scanner.__init__(self)
         Parser.__init__(self)
         Composer.__init__(self)
         _CoreResolver.__init__(self)
+        self._path = path
+        self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose what comes next; the parser reads on only while there are not too many."""
+        self._values += 1
+        if self._values > 2 * MAX_VALUES:  # keys are counted here, too
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise ConfigError([Problem(self._path, mark.line + 1, mark.column + 1, _TOO_MANY)])
+        return super().compose_node(parent, index)
 
 
 # So that `{rate: ${RATE:-1, 2}}` needs no quotes, the signs of YAML inside a variable are
 # hidden from PyYAML behind as many characters that nobody writes.
-_VARIABLE = re.compile(r"\$\{[^}\n]*\}")
+_VARIABLE = re.compile(r"\$\{[^}\n]*\}?")  # one that is not closed is not looked at again
 _SHIELD = {ord(sign): 0xF8D0 + index for index, sign in enumerate("{}[],:#")}
 _UNSHIELD = {hidden: sign for sign, hidden in _SHIELD.items()}
 
@@ -208,12 +250,30 @@ def read(path: Path) -> Table:
     Raises:
         ConfigError: There is no such file, or it is no such YAML.
     """
-    text = _text(path)
+    try:
+        data = read_bytes(path)
+    except FileNotFoundError:
+        raise ConfigError([Problem(path, 1, 1, "there is no such file")]) from None
+    except UsageError as error:
+        raise ConfigError([Problem(path, 1, 1, str(error))]) from None
+    return parse(path, data)
+
+
+def parse(path: Path, data: bytes, *, quote: bool = True) -> Table:
+    """Read what a file holds.
+
+    Args:
+        path: The file.
+        data: What it holds.
+        quote: Whether to say what it holds where that is no mapping.
+
+    Raises:
+        ConfigError: It is no YAML whose top is a mapping.
+    """
+    text = _text(path, data)
     problems: list[Problem] = []
     try:
-        root = _Loader(
-            _VARIABLE.sub(lambda match: match[0].translate(_SHIELD), text)
-        ).get_single_node()
+        root = _Loader(path, _VARIABLE.sub(_shielded, text)).get_single_node()
         if root is None:
             raise ConfigError([Problem(path, 1, 1, "the file is empty")])
         node = _Converter(path, text, problems).convert(root)
@@ -231,7 +291,8 @@ def read(path: Path) -> Table:
         problems.insert(
             0,
             node.position.problem(
-                f"the file should hold `key: value` lines; it is {describe(node)}"
+                "the file should hold `key: value` lines"
+                + (f"; it is {describe(node)}" if quote else "")
             ),
         )
     if problems or not isinstance(node, Table):
@@ -239,24 +300,63 @@ def read(path: Path) -> Table:
     return node
 
 
-def _text(path: Path) -> str:
-    def fail(message: str, line: int = 1, column: int = 1) -> ConfigError:
-        return ConfigError([Problem(path, line, column, message)])
+def path_from(written: str | Path, folder: Path) -> Path:
+    """The path that is written in a file of that folder.
 
+    Raises:
+        UsageError: It is none: it holds a zero byte, or begins with `~` and a name of nobody.
+    """
     try:
-        data = path.read_bytes()
+        path = folder / Path(written).expanduser()
+        os.fsencode(path)
+    except (RuntimeError, ValueError):
+        raise UsageError(f"{str(written)!r} is no path") from None
+    if "\0" in str(path):
+        raise UsageError(f"{str(written)!r} is no path")
+    return path
+
+
+def _shielded(match: re.Match[str]) -> str:
+    return match[0].translate(_SHIELD) if match[0].endswith("}") else match[0]
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds that may be a pipeline: a regular one, and no longer than `MAX_BYTES`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UsageError: It is none of that kind. The message does not name it.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UsageError("this is no regular file")
+            # The size may be wrong, as in /proc, or grow.
+            data = b"" if status.st_size > MAX_BYTES else file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise fail("there is no such file") from None
+        raise
     except IsADirectoryError:
-        raise fail("this is a directory, not a file") from None
+        raise UsageError("this is a directory, not a file") from None
     except OSError as error:
-        raise fail(f"the file cannot be read: {error.strerror}") from None
+        raise UsageError(f"the file cannot be read: {error.strerror}") from None
+    if status.st_size > MAX_BYTES or len(data) > MAX_BYTES:
+        raise UsageError(f"the file is longer than {MAX_BYTES // 1_000_000} MB: no pipeline is")
+    return data
+
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+
+
+def _text(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         good = data[: error.start].decode("utf-8", "replace")
         line, column = good.count("\n") + 1, len(good) - good.rfind("\n")
-        raise fail("this is no text in UTF-8; is this a binary file?", line, column) from None
+        message = "this is no text in UTF-8; is this a binary file?"
+        raise ConfigError([Problem(path, line, column, message)]) from None
 
 
 class _Converter:
@@ -272,8 +372,7 @@ class _Converter:
         position = self._position(node)
         self._values += 1
         if self._values > MAX_VALUES:
-            message = f"more than {MAX_VALUES} values; this is no pipeline"
-            raise ConfigError([position.problem(message)])
+            raise ConfigError([position.problem(_TOO_MANY)])
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
             return Sequence(tuple(self.convert(item) for item in node.value), position)
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":

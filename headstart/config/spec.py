@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from headstart.config.secrets import Secret, mask
 from headstart.errors import Problem
 
 
@@ -22,9 +23,16 @@ class Position:
     column: int
     """1-based."""
 
+    secrets: tuple[Secret, ...] = field(default=(), repr=False, compare=False)
+    """What variables put there. No problem of this place shows it."""
+
     def problem(self, message: str) -> Problem:
         """Something wrong at this place."""
-        return Problem(self.file, self.line, self.column, message)
+        return Problem(self.file, self.line, self.column, mask(message, self.secrets))
+
+    def keeping(self, secrets: tuple[Secret, ...]) -> Position:
+        """The same place, whose problems do not show these either."""
+        return replace(self, secrets=(*self.secrets, *secrets)) if secrets else self
 
 
 class _Spec(BaseModel):
@@ -84,3 +92,7 @@ class PipelineSpec(PipelineHeader):
 
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     """The stages in the order in which frames meet them."""
+
+    def mask(self, message: str) -> str:
+        """The message, of a stage at work, less what variables put into the stages' settings."""
+        return mask(message, [s for stage in self.stages for s in stage.position.secrets])

@@ -13,10 +13,10 @@ from pipecat.services.llm_service import LLMService
 from pipecat.services.tts_service import TTSService
 from pipecat.transports.base_transport import BaseTransport
 
+from headstart.config import structure
 from headstart.config.registry import create, stage_type
 from headstart.config.registry import required_assets as stage_assets
 from headstart.config.spec import PipelineSpec, StageSpec
-from headstart.errors import ConfigError
 from headstart.pipeline.watch import WatchedPipeline
 from headstart.processors.audio_end import InputAudioEnd
 from headstart.processors.speculation.attempts import SharesModel
@@ -30,6 +30,7 @@ from headstart.processors.turn.aggregator import AssistantTurn, TurnSettings, Us
 from headstart.processors.turn.trigger.settings import EarlyTrigger
 
 P = TypeVar("P", bound=FrameProcessor)
+
 
 @dataclass(frozen=True)
 class Built:
@@ -53,9 +54,9 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     output.
 
     Raises:
-        ConfigError: A stage cannot be made from its settings, misses another one, or cannot take
-            part in early answers.
+        ConfigError: A stage cannot be made from its settings, or the stages do not fit together.
     """
+    structure.check(spec.stages)
     context = LLMContext()
     trigger = _make_trigger(spec, context)
     stages = [
@@ -68,7 +69,7 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
         _join_conversation(stages, spec.prompt, context)
         after_output.append(AssistantTurn(context))
     if trigger is not None:
-        _answer_early(stages, trigger, spec)
+        _answer_early(stages, trigger)
     listeners = [at for at, stage in enumerate(stages) if _may_listen(stage)]
     stages.insert(listeners[-1] + 1 if listeners else 0, InputAudioEnd())
     processors = [transport.input(), *stages, transport.output(), *after_output]
@@ -89,12 +90,9 @@ def _make_trigger(spec: PipelineSpec, context: LLMContext) -> EarlyTrigger | Non
 
 
 def _make(stage: StageSpec, context: LLMContext, *, early: bool) -> FrameProcessor:
-    if not early:
-        return create(stage, {LLMContext: context})
-    if obstacle := obstacle_to_following(stage_type(stage).cls):
-        problem = f"{stage.name} {obstacle}; use it without a trigger"
-        raise ConfigError([stage.position.problem(problem)])
-    return create(stage, {LLMContext: context}, make=following)
+    if early:
+        return create(stage, {LLMContext: context}, make=following)
+    return create(stage, {LLMContext: context})
 
 
 def _may_listen(stage: FrameProcessor) -> bool:
@@ -104,12 +102,9 @@ def _may_listen(stage: FrameProcessor) -> bool:
     return not isinstance(stage, TTSService | ReleaseGate)
 
 
-def _answer_early(stages: list[FrameProcessor], trigger: EarlyTrigger, spec: PipelineSpec) -> None:
+def _answer_early(stages: list[FrameProcessor], trigger: EarlyTrigger) -> None:
     turn = _first(stages, UserTurn)
-    if turn is None:
-        place = next(filter(_is_trigger, spec.stages)).position
-        problem = "trigger needs an llm stage, and a turn stage that is `turn: smart`"
-        raise ConfigError([place.problem(problem)])
+    assert turn is not None  # the structure is checked
     makers = [stage for stage in stages if isinstance(stage, SharesModel)]
     gate = ReleaseGate()
     turn.speculate(trigger, lambda: any(maker.model_is_busy for maker in makers), gate.confirm)

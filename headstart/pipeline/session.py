@@ -149,7 +149,7 @@ class Session:
 
         async def on_error(_: PipelineWorker, frame: ErrorFrame) -> None:
             if not opened.done():
-                opened.set_exception(_as_headstart_error(frame))
+                opened.set_exception(_as_headstart_error(frame, self._spec))
 
         async def on_end(worker: PipelineWorker, frame: Frame) -> None:
             # A stage may push an EndFrame itself, of which the stages before it do not hear.
@@ -381,8 +381,10 @@ def _give_up(opened: asyncio.Future[None]) -> None:
         opened.set_exception(HeadstartError("the pipeline ended before it was open"))
 
 
-def _as_headstart_error(frame: ErrorFrame) -> HeadstartError:
-    if isinstance(frame.exception, HeadstartError):
-        return frame.exception
+def _as_headstart_error(frame: ErrorFrame, spec: PipelineSpec) -> HeadstartError:
+    error = frame.exception
+    if isinstance(error, HeadstartError):
+        error.args = (spec.mask(str(error)),)
+        return error
     stage = f"{frame.processor.name}: " if frame.processor else ""
-    return HeadstartError(f"{stage}{frame.error}")
+    return HeadstartError(spec.mask(f"{stage}{frame.error}"))

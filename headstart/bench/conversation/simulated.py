@@ -88,6 +88,10 @@ class Deepgram(DeepgramSTT):
         super().__init__(_unaddressed(self._simulated, "ws://127.0.0.1"), **kwargs)
 
     @classmethod
+    def check_environment(cls, settings: LinkSettings) -> None:
+        """The server on this machine needs no key."""
+
+    @classmethod
     def required_assets(cls, settings: LinkSettings) -> tuple[str, ...]:
         """The weights behind the protocol."""
         return ("whisper-tiny",)
@@ -107,6 +111,10 @@ class Claude(AnthropicLLM):
         """Create the stage; its server starts with the pipeline."""
         self._simulated = settings or SimulatedLLMSettings()
         super().__init__(_unaddressed(self._simulated, "http://127.0.0.1"), **kwargs)
+
+    @classmethod
+    def check_environment(cls, settings: LLMSettings) -> None:
+        """The server on this machine needs no key."""
 
     @classmethod
     def required_assets(cls, settings: LLMSettings) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, nullcontext
 from typing import Any
@@ -29,12 +28,12 @@ from pipecat.utils.errors import ErrorCategory
 
 from headstart.engines import hub
 from headstart.engines.llama import LlamaEngine
-from headstart.errors import HeadstartError, UsageError
+from headstart.errors import HeadstartError
 from headstart.frames import WarmUpFrame
 from headstart.processors.llm.early_tools import EarlyTool
 from headstart.processors.llm.errors import TIMEOUTS, category_of, described, in_one_line, tidy
 from headstart.processors.llm.patience import Patience
-from headstart.processors.llm.settings import LLMSettings, client_for, request_settings
+from headstart.processors.llm.settings import LLMSettings, check_key, client_for, request_settings
 from headstart.processors.llm.stream import is_readable, text_of, why_incomplete
 from headstart.processors.llm.warm_up import (
     cache_prompt,
@@ -99,6 +98,15 @@ class AnthropicLLM(FollowingLLM, AnthropicLLMService):
         asset = settings.llama.asset if settings.llama else None
         return (asset,) if asset else ()
 
+    @classmethod
+    def check_environment(cls, settings: LLMSettings) -> None:
+        """Check that there is a key where one is needed.
+
+        Raises:
+            UsageError: Anthropic wants one and there is none.
+        """
+        check_key(settings, client_for(settings))
+
     @property
     def model_is_busy(self) -> bool:
         """Whether a model on this machine answers somebody who waits."""
@@ -118,11 +126,7 @@ class AnthropicLLM(FollowingLLM, AnthropicLLMService):
             self._engine = await hub.shared.get(LlamaEngine, self._llama)
             client.api_key = self._engine.api_key
         elif client.api_key is None and client.auth_token is None and client.credentials is None:
-            if self._stage.base_url is None and "ANTHROPIC_BASE_URL" not in os.environ:
-                raise UsageError(
-                    "ANTHROPIC_API_KEY is not set; set it, give the llm stage an api_key, "
-                    "or let it use a model on this machine (base_url: llama://SmolLM2-135M)"
-                )
+            check_key(self._stage, client)
             client.api_key = "none"  # other servers may not ask for one
 
     async def cleanup(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
@@ -116,6 +117,21 @@ def client_for(settings: LLMSettings) -> AsyncAnthropic:
             event_hooks={"response": [look_at]},
         ),
     )
+
+
+def check_key(settings: LLMSettings, client: AsyncAnthropic) -> None:
+    """Check that there is a key where one is needed.
+
+    Raises:
+        UsageError: Anthropic wants one and there is none.
+    """
+    if client.api_key or client.auth_token or client.credentials:
+        return
+    if settings.base_url is None and "ANTHROPIC_BASE_URL" not in os.environ:
+        raise UsageError(
+            "ANTHROPIC_API_KEY is not set; set it, give the llm stage an api_key, "
+            "or let it use a model on this machine (base_url: llama://SmolLM2-135M)"
+        )
 
 
 def request_settings(settings: LLMSettings) -> AnthropicLLMSettings:

@@ -120,8 +120,7 @@ class LinkSettings(StageSettings, ABC):
         if not key.get_secret_value():
             if base_url is None:
                 raise UsageError(
-                    "Deepgram needs a key: set DEEPGRAM_API_KEY in the environment, "
-                    "or api_key in the stage's settings"
+                    "DEEPGRAM_API_KEY is not set; set it, or give the stt stage an api_key"
                 )
             key = SecretStr("none")  # a server of one's own may ask for none; the SDK insists
         return base_url, key

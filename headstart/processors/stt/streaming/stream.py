@@ -25,6 +25,7 @@ from pipecat.utils.time import time_now_iso8601
 from pipecat.utils.tracing.service_decorators import traced_stt
 
 from headstart.frames import AudioGapFrame, ProgressiveTranscriptionFrame
+from headstart.processors.audio import MODEL_RATE
 from headstart.processors.stt.deepgram_settings import LinkSettings
 from headstart.processors.stt.pending import FinalsOwed
 from headstart.processors.stt.recognised import Recognised
@@ -69,6 +70,15 @@ class StreamingSTT(ConnectedSTT):
     def required_assets(cls, settings: LinkSettings) -> tuple[str, ...]:
         """The weights that the stage needs: those of the local fallback, if it is named."""
         return ("whisper-tiny",) if "local" in settings.fallback else ()
+
+    @classmethod
+    def check_environment(cls, settings: LinkSettings) -> None:
+        """Check that there is a key where one is needed.
+
+        Raises:
+            UsageError: Deepgram wants one and there is none.
+        """
+        settings.destination(MODEL_RATE)
 
     def can_generate_metrics(self) -> bool:
         """Usage, and the time from the end of speech to the final text, are reported."""

@@ -6,16 +6,17 @@ stage (`processors/turn.py`) turns frames into calls and decisions into frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from headstart.processors.settings import StageSettings
 from headstart.processors.turn.trigger.budget import Breaker, SpendingLimit
 from headstart.processors.turn.trigger.match import Change, Tier, TieredMatch, primary_subtag
-from headstart.processors.turn.trigger.policies import Evidence, Policy, Reason, load_policy
+from headstart.processors.turn.trigger.policies import POLICY, Evidence, Policy, Reason, load_policy
 
 _SENTENCE_ENDS = (".", "?", "!", "。", "？", "！", "؟", "۔", "।", "։")
 _TRAILS_OFF = ("...", "…")
@@ -26,10 +27,11 @@ class TriggerSettings(StageSettings):
 
     enabled: bool = True
     """Off: the pipeline behaves as if the stage were not there."""
-    policy: str = "confident"
+    policy: Annotated[str | Mapping[str, Any], POLICY] = "confident"
     """When words are trusted: `confident` (sure, complete, and the voice has fallen silent),
     `eager` (sure and stable while the voice goes on), `final` (the recogniser has finished with
-    them), or a class of your own as `package.module:Class`."""
+    them), or a class of your own: `package.module:Class`, `./file.py:Class`, or
+    `{class: ./file.py:Class}` with its settings beside `class`."""
     threshold: float = Field(default=0.8, ge=0, le=1)
     """Least confidence (0..1) of the recogniser in its words."""
     stable_updates: int = Field(default=2, ge=1)

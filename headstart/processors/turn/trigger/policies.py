@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from headstart.errors import UsageError
+from headstart.config import registry
+from headstart.config.choice import Choice
 
 
 class Reason(StrEnum):
@@ -128,27 +129,24 @@ class Final:
 
 POLICIES: dict[str, type[Policy]] = {"confident": Confident, "eager": Eager, "final": Final}
 
+POLICY = Choice(
+    noun="policy",
+    base=Policy,
+    builtin={name: f"{__name__}:{cls.__name__}" for name, cls in POLICIES.items()},
+    group="headstart.policies",
+)
+"""What the trigger's setting `policy` chooses from."""
 
-def load_policy(name: str) -> Policy:
+
+def load_policy(chosen: str | Mapping[str, Any]) -> Policy:
     """A policy by its name, or by its class path.
 
     Args:
-        name: `confident`, `eager`, `final`, or `package.module:Class`, a class whose instances
-            are made without arguments.
+        chosen: `confident`, `eager`, `final`, the name of an installed one, or
+            `package.module:Class`; or a mapping with that as `class`, and its settings.
 
     Raises:
-        UsageError: There is no such policy.
+        UsageError: There is no such policy, or it cannot be made.
     """
-    if name in POLICIES:
-        return POLICIES[name]()
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        known = ", ".join(POLICIES)
-        raise UsageError(f"there is no policy {name!r}: name {known}, or package.module:Class")
-    try:
-        policy = getattr(importlib.import_module(module), attribute)()
-    except Exception as error:  # whatever somebody else's module does when it is imported
-        raise UsageError(f"the policy {name} cannot be made: {error}") from error
-    if not isinstance(policy, Policy):
-        raise UsageError(f"{name} is no policy: it has no method `obstacle`")
+    policy: Policy = registry.make(POLICY, chosen)
     return policy
