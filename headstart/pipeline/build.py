@@ -56,6 +56,8 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     if any(isinstance(stage, LLMService) for stage in stages):
         _join_conversation(stages, spec.prompt, context)
         after_output.append(AssistantTurn(context))
+    elif (unanswered := _first(stages, UserTurn)) is not None:
+        unanswered.is_answered = False
     trigger = _first(stages, EarlyTrigger)
     if trigger is not None:
         stages.remove(trigger)
