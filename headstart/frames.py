@@ -102,6 +102,11 @@ class AnswerCutFrame(SystemFrame):
 
 
 @dataclass
+class AnswerOverFrame(SystemFrame):
+    """Nothing more comes of an answer, heard or not. Goes upstream."""
+
+
+@dataclass
 class WarmUpFrame(ControlFrame):
     """Sent once through a new pipeline, before any audio.
 

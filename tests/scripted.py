@@ -118,6 +118,8 @@ class Asked:
     number: int
     """From 1; the answer begins with the word `replyN`."""
     question: str
+    unanswered: list[str]
+    """What the user had said before it, in turns whose answers failed."""
     answers: list[str]
     """The bot's part of the conversation so far, as far as it was given along."""
     attempt: int | None
@@ -163,9 +165,11 @@ class ScriptedLLM(AnthropicLLM):
         model = self.script.popleft() if self.script else Model.FAST
         said = params["messages"][-1]["content"]
         blocks = [{"type": "text", "text": said}] if isinstance(said, str) else said
+        texts = [block["text"] for block in blocks if block["type"] == "text"]
         asked = Asked(
             number=len(self.requests) + 1,
-            question=" ".join(block["text"] for block in blocks if block["type"] == "text"),
+            question=texts[-1] if texts else "",
+            unanswered=texts[:-1],
             answers=_answers(params["messages"]),
             attempt=self._follower.attempt,
             model=model,
@@ -434,6 +438,10 @@ class World(BaseObserver):
             tenths -= now
             await asyncio.sleep(now / 10)
             await self.send(InputAudioRawFrame(bytes(2 * now * _IN_RATE // 10), _IN_RATE, 1))
+
+    async def pushed(self, secs: float) -> None:
+        """Audio comes, and no time passes: it was late."""
+        await self.send(InputAudioRawFrame(bytes(2 * round(secs * _IN_RATE)), _IN_RATE, 1))
 
     async def speak(self, samples: NDArray[np.int16]) -> None:
         """The user's voice, in frames of 20 ms."""

@@ -34,7 +34,7 @@ from pipecat.frames.frames import (
     VADUserStoppedSpeakingFrame,
 )
 from pipecat.transcriptions.language import Language
-from scripted import Asked, Model, OnTime, World, play
+from scripted import Asked, Heard, Model, OnTime, World, play
 from test_speaking import reply, running
 
 from headstart.config.load import load_config
@@ -47,6 +47,7 @@ from headstart.pipeline.converse import converse as hold_dialogue
 from headstart.processors.speculation.gate import Hold
 from headstart.processors.tts import KokoroSettings, KokoroTTS
 from headstart.processors.turn.aggregator import AssistantTurn, UserTurn
+from headstart.processors.turn.end import TurnEnd
 from headstart.processors.turn.trigger.machine import TriggerSettings
 from headstart.processors.turn.trigger.match import TieredMatch
 from headstart.transports.memory import MemoryOutput
@@ -279,8 +280,17 @@ def check(world: World) -> None:
 
     said = [m["content"] for m in world.messages if m["role"] == "user"]
     assert words(" ".join(said)) == words(" ".join(world.said)), "I4: no word is lost"
-    roles = [m["role"] for m in world.messages]
-    assert ("user", "user") not in pairwise(roles)
+    given_up = [
+        request.question
+        for request in asked.values()
+        if request.gave_up_at_s is not None or request.model is Model.SLOW  # it timed out
+    ]
+    for before, after in pairwise(world.messages):
+        if before["role"] == after["role"] == "user":
+            assert any(
+                TieredMatch(language="en").matches(question, before["content"])
+                for question in given_up
+            ), "words that were not answered are joined with those that follow"
 
 
 @settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -680,9 +690,42 @@ def test_the_language_model_pauses_before_it_has_spent_too_much() -> None:
     assert world.heard[0].pieces == list(range(1, 41)), "and says all of it when it may"
 
 
-def test_a_turn_ended_by_the_watchdog_takes_its_attempt_along() -> None:
+def test_a_turn_that_is_ended_over_the_strategys_head_takes_its_attempt_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TurnEnd, "silent_for", lambda *_: None)
     world = talk([*ASKED, ("stop_speaking",), ("wait", 6.0), *ASKED, *ENDED])
     assert outcomes(world)[0] == (False, "cancelled")
+
+
+@pytest.mark.parametrize("pause", ["wait", "silence"])
+def test_silence_passes_by_the_clock_where_no_audio_comes(pause: str) -> None:
+    """With push-to-talk the audio ends with the speech; with DTX it does whenever one is silent."""
+    unfinished: dict[str, Any] = {"turn": {"smart_turn": True, "silence_secs": 6.0}}
+    for stages, steps, verdict, secs in (
+        ({}, ENDED[:2], 0.0, 2.0),
+        ({}, ENDED[:2], 0.25, 1.0),
+        (unfinished, ENDED[:2], 0.0, 6.0),  # and nothing else ends it sooner
+        ({}, ENDED[:1], 1.0, 2.0),  # the final transcript never comes
+    ):
+        world = World(**stages)
+        world.judge.verdicts.append(verdict)
+        steps = [("start_speaking",), ("silence", 0.4), *steps, (pause, 8.0)]
+        play(world, lambda world=world, steps=steps: perform(world, steps))
+        (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)
+        (end, _), *_ = world.of(UserStoppedSpeakingFrame)
+        assert end - stop + 0.2 == pytest.approx(secs, abs=0.11), (stages, steps)
+
+
+def test_audio_that_comes_late_is_not_silence_twice() -> None:
+    world = World()
+    world.judge.verdicts.append(0.0)
+    late: list[Step] = [("wait", 1.0), *[("pushed", 0.1)] * 10]
+    steps: list[Step] = [("start_speaking",), ("silence", 0.4), *ENDED[:2], *late, ("silence", 3.0)]
+    play(world, lambda: perform(world, steps))
+    (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)
+    (end, _), *_ = world.of(UserStoppedSpeakingFrame)
+    assert end - stop + 0.2 == pytest.approx(2.0, abs=0.11)
 
 
 def test_an_interruption_after_the_turn_begins_no_answer_to_it() -> None:
@@ -704,7 +747,8 @@ def test_words_cut_off_from_their_answer_belong_to_the_turn_that_goes_on() -> No
 def test_a_turn_taken_up_again_in_the_moment_in_which_it_ends_is_answered_once() -> None:
     # 2 s after its stop, the turn ends without a final transcript; its context is on the way to
     # the language model when the interruption by the next words overtakes it.
-    ends: list[Step] = [("final", "Um."), ("wait", 0.1), ("stop_speaking",), ("silence", 1.8)]
+    silence: list[Step] = [("silence", 0.9), ("silence", 0.9)]
+    ends: list[Step] = [("final", "Um."), ("wait", 0.1), ("stop_speaking",), *silence]
     again: list[Step] = [("start_speaking",), ("wait", 0.07), ("stop_speaking",), ("final", ASK)]
     world = talk([("start_speaking",), *ends, *again, ("silence", 3.0)])
     assert world.llm.requests[0].question == f"Um. {ASK}"
@@ -722,6 +766,31 @@ def test_a_cough_before_the_answer_does_not_cost_the_user_the_answer() -> None:
     world = talk([*ASKED[:1], *ENDED[:2], ("wait", 0.1), *cough])
     assert [request.question for request in world.llm.requests][:2] == [ASK, ASK]
     assert world.heard[0].reply == 2
+
+
+@pytest.mark.parametrize("trigger", [None, EAGER])
+@pytest.mark.parametrize("model", [Model.FAILS, Model.EMPTY])
+def test_the_words_of_a_turn_whose_answer_failed_are_not_those_of_the_next(
+    model: Model, trigger: dict[str, Any] | None
+) -> None:
+    turns: list[Step] = []
+    texts = ["Set it to ten.", "Set it to twenty.", "Please stop it now."]
+    for text in texts:
+        turns += [("start_speaking",), ("wait", 0.1), ("stop_speaking",), ("final", text)]
+        turns += [("silence", 3.0)]
+    world = talk(turns, model, model, trigger=trigger)
+    told = [frame.text for _, frame in world.of(LLMContextUserTurnFrame)]
+    assert told == [*texts, CLOSING], "each turn has its own words"
+    contents = [message["content"] for message in world.messages]
+    assert contents[:3] == texts, "and the context keeps all of them"
+    third = next(request for request in world.llm.requests if request.question == texts[2])
+    assert third.unanswered == texts[:2], "so that the model knows them, too"
+
+
+def test_words_go_on_while_their_answer_is_still_awaited_however_it_ends() -> None:
+    half: list[Step] = [("start_speaking",), ("stop_speaking",), ("final", "Could you tell me.")]
+    world = talk([*half, ("wait", 0.02), *ASKED, *ENDED], Model.FAILS)
+    assert world.messages[0] == {"role": "user", "content": f"Could you tell me. {ASK}"}
 
 
 @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -765,7 +834,7 @@ def test_without_a_trigger_turns_are_those_of_plain_pipecat(
 ) -> None:
     ours, plain = converse(steps, models, [], 0, **OFF), converse(steps, models, [], 0, plain=True)
     assert ours.messages == plain.messages
-    assert ours.heard == plain.heard
+    assert list(map(played, ours.heard)) == list(map(played, plain.heard))
 
 
 def test_a_late_transcript_does_not_end_a_turn_that_goes_on_as_it_does_in_plain_pipecat() -> None:
@@ -779,6 +848,10 @@ def test_a_late_transcript_does_not_end_a_turn_that_goes_on_as_it_does_in_plain_
     assert [request.question for request in ours.llm.requests][:1] == [f"{first} {second}"]
     assert len(ours.heard) == len(ours.llm.requests) == 2, "this and the closing one"
     assert plain.llm.requests[0].question == first, "half of it is answered"
+
+
+def played(heard: Heard) -> tuple[object, ...]:
+    return heard.reply, heard.pieces, round(heard.at_s, 6)
 
 
 def shape(seen: tuple[float, Frame]) -> tuple[object, ...]:

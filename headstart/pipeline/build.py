@@ -68,6 +68,8 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     if any(isinstance(stage, LLMService) for stage in stages):
         _join_conversation(stages, spec.prompt, context)
         after_output.append(AssistantTurn(context))
+    elif (unanswered := _first(stages, UserTurn)) is not None:
+        unanswered.is_answered = False
     if trigger is not None:
         _answer_early(stages, trigger)
     listeners = [at for at, stage in enumerate(stages) if _may_listen(stage)]

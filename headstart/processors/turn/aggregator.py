@@ -11,6 +11,7 @@ from pipecat.frames.frames import (
     Frame,
     InterruptionFrame,
     LLMContextUserTurnFrame,
+    LLMFullResponseEndFrame,
     TranscriptionFrame,
     UserStoppedSpeakingFrame,
 )
@@ -28,6 +29,7 @@ from pipecat.utils.string import TextPartForConcatenation
 from headstart.engines.smart_turn import SmartTurnOptions
 from headstart.frames import (
     AnswerCutFrame,
+    AnswerOverFrame,
     FinalPendingFrame,
     ProgressiveTranscriptionFrame,
     mark_attempt,
@@ -39,8 +41,8 @@ from headstart.processors.turn.trigger.settings import EarlyTrigger
 
 __all__ = ["AssistantTurn", "TurnSettings", "UserTurn"]
 
-_WATCHDOG_SECS = 5.0
-"""Ends a turn when no audio comes at all; while audio flows, time is taken from it."""
+_WATCHDOG_SECS = 3.0
+"""Ends a turn that should have ended so long ago, whatever went wrong."""
 
 
 class UserTurn(LLMUserAggregator):
@@ -50,6 +52,8 @@ class UserTurn(LLMUserAggregator):
 
     A user who goes on speaking before anything of the answer was heard has not finished: the
     words so far belong to the turn that begins then, and are taken back out of the context.
+    But an answer that failed, or had nothing to say, leaves them a turn of their own, and so
+    does a pipeline in which nobody answers.
     """
 
     def __init__(
@@ -62,7 +66,10 @@ class UserTurn(LLMUserAggregator):
             settings: When a turn ends.
             **kwargs: For Pipecat's aggregator.
         """
-        self.stop_strategy = TurnEndStrategy(settings or TurnSettings(), self.push_frame)
+        settings = settings or TurnSettings()
+        self.stop_strategy = TurnEndStrategy(settings, self.push_frame)
+        self.is_answered = True
+        """Whether there is somebody to answer the turns."""
         self._release: Callable[[int], Awaitable[None]] | None = None
         self._written: tuple[object, str] | None = None
         """The user's last message in the context, and its text, until something is answered."""
@@ -73,7 +80,10 @@ class UserTurn(LLMUserAggregator):
                     start=[VADUserTurnStartStrategy(), LateWordsStrategy(self.stop_strategy.end)],
                     stop=[self.stop_strategy],
                 ),
-                user_turn_stop_timeout=_WATCHDOG_SECS,
+                user_turn_stop_timeout=_WATCHDOG_SECS
+                + max(
+                    settings.silence_secs, settings.min_silence_secs, settings.final_timeout_secs
+                ),
                 empty_user_turn=None,
             ),
             **kwargs,
@@ -135,6 +145,10 @@ class UserTurn(LLMUserAggregator):
                 # Pipecat's watchdog takes transcripts only for a sign that more is to come.
                 self._user_turn_controller._user_turn_stop_timeout_event.set()
             return
+        elif isinstance(frame, AnswerOverFrame):
+            if not self.stop_strategy.in_turn:
+                self._written = None
+            return
         await super().process_frame(frame, direction)
         if isinstance(frame, EagerEndOfTurnCancelFrame) and self.stop_strategy.unconfirm(frame):
             await self.push_context_frame()
@@ -148,7 +162,7 @@ class UserTurn(LLMUserAggregator):
             mark_attempt(frame, attempt)
         if isinstance(frame, InterruptionFrame) and direction is FrameDirection.DOWNSTREAM:
             self.stop_strategy.answer_cut(frame.id)
-        if isinstance(frame, LLMContextUserTurnFrame):
+        if isinstance(frame, LLMContextUserTurnFrame) and self.is_answered:
             self._written = self.messages[-1], frame.text
         await super().push_frame(frame, direction)
         if attempt is None or self._release is None or direction is FrameDirection.UPSTREAM:
@@ -171,7 +185,8 @@ class UserTurn(LLMUserAggregator):
 class AssistantTurn(LLMAssistantAggregator):
     """Pipecat's assistant aggregator: adds what the user heard of an answer to the context.
 
-    Of an answer that was cut off it says when it has done so (`AnswerCutFrame`).
+    Of an answer that was cut off it says when it has done so (`AnswerCutFrame`), and of one that
+    came to its end that it has (`AnswerOverFrame`).
     """
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
@@ -179,3 +194,5 @@ class AssistantTurn(LLMAssistantAggregator):
         await super().process_frame(frame, direction)
         if isinstance(frame, InterruptionFrame) and direction is FrameDirection.DOWNSTREAM:
             await self.push_frame(AnswerCutFrame(frame.id), FrameDirection.UPSTREAM)
+        elif isinstance(frame, LLMFullResponseEndFrame):
+            await self.push_frame(AnswerOverFrame(), FrameDirection.UPSTREAM)

@@ -1,4 +1,4 @@
-"""Decides when the user's turn has ended; no I/O, and time comes from the audio."""
+"""Decides when the user's turn has ended; no I/O and no clock: it is told what passes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ class TurnEnd:
         self._stopped = False
         self._patience_secs = silence_secs
         self._silent_secs = 0.0
+        self._silent_audio_secs = 0.0
         self._voice_heard = False
         self._gave_up = False
 
@@ -120,7 +121,7 @@ class TurnEnd:
             self._stopped = True
             self._stops += 1
             self._outstanding += 1
-            self._silent_secs = stop_secs
+            self._silent_secs = self._silent_audio_secs = stop_secs
             self._patience_secs = self._silence_secs if self._threshold else 0.0
         return self._decide()
 
@@ -154,8 +155,17 @@ class TurnEnd:
 
     def silent(self, secs: float) -> Ending | None:
         """Audio of this length passed without speech."""
+        self._silent_audio_secs += secs
+        return self.silent_for(self._silent_audio_secs)
+
+    def silent_for(self, secs: float) -> Ending | None:
+        """The user has been silent for so long since the last stop, in all.
+
+        That is told where no audio comes. Audio that was only late, and comes after all, is the
+        same silence, and does not count twice.
+        """
         if self._stopped:
-            self._silent_secs += secs
+            self._silent_secs = max(self._silent_secs, secs)
             if self._outstanding and self._silent_secs >= self._give_up_secs:
                 self._outstanding = 0
                 self._gave_up = True
@@ -164,7 +174,7 @@ class TurnEnd:
     def _forget_stop(self) -> None:
         self._stopped = False
         self._patience_secs = self._silence_secs
-        self._silent_secs = 0.0
+        self._silent_secs = self._silent_audio_secs = 0.0
         self._give_up_secs = self._final_timeout_secs
         self._gave_up = False
 

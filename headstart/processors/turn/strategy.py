@@ -47,6 +47,9 @@ from headstart.processors.turn.trigger.policies import Reason
 
 _BEFORE_SPEECH_SECS = 0.5
 """Audio before the VAD's first sign of speech that Smart Turn hears, as it was trained."""
+_NO_AUDIO_SECS = 0.3
+"""After so long without audio, silence passes by the clock; networks are late by less."""
+_TICK_SECS = 0.1
 
 
 class TurnSettings(StageSettings):
@@ -127,6 +130,10 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         self._waiting: asyncio.Task[None] | None = None
         """For enough silence to end the turn."""
         self._waits_since: float | None = None
+        self._audio_at = self._silent_since = 0.0
+        """On the loop's clock: when the last audio came, and since when the user is silent."""
+        self._turn_is_open = asyncio.Event()
+        self._timekeeper: asyncio.Task[None] | None = None
         self._why_not = ""
         """Why the trigger waits, as it was logged last."""
         self._cut: int | None = None
@@ -202,12 +209,19 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         """No turn ends any more: withdraw the pending attempt, and stop waiting."""
         await self._stop_judging()
         await self._stop_waiting()
+        if self._timekeeper is not None:
+            timekeeper, self._timekeeper = self._timekeeper, None
+            await self.cancel_task(timekeeper)
         if self.trigger is not None:
             await self._follow(self.trigger.session_ended())
 
     async def handle_user_turn_started(self) -> None:
         """A turn has begun."""
         self.end.turn_started()
+        self._silent_since = asyncio.get_running_loop().time()
+        self._turn_is_open.set()
+        if self._timekeeper is None:
+            self._timekeeper = self.create_task(self._keep_time(), "silence-by-the-clock")
         self._confirmed = None
         if self.trigger is not None:
             self.trigger.turn_started()
@@ -216,6 +230,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         """The turn has ended, by our decision or another's."""
         self.end.turn_stopped()
         await self._stop_waiting()
+        self._turn_is_open.clear()
         self._from = None
         self._words = []
         if self.trigger is not None:
@@ -225,6 +240,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
     async def process_frame(self, frame: Frame) -> ProcessFrameResult:
         """Take in what was heard and understood; end the turn when it is over."""
         if isinstance(frame, InputAudioRawFrame):
+            self._audio_at = asyncio.get_running_loop().time()
             samples = self._resample(frame.audio)
             self._audio.hear(samples)
             if self.trigger is not None:
@@ -243,6 +259,7 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
                 before = _BEFORE_SPEECH_SECS + frame.start_secs
                 self._from = max(0, self._audio.heard - int(before * MODEL_RATE))
         elif isinstance(frame, VADUserStoppedSpeakingFrame):
+            self._silent_since = asyncio.get_running_loop().time() - frame.stop_secs
             ending = self.end.vad_stopped(frame.stop_secs)
             if ending is None:
                 await self._hear_voice(False)
@@ -328,7 +345,6 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
                 if self.trigger is not None and self.trigger.pending is not None:
                     await self._report(SpeculationAwaitedFrame(self.trigger.pending.number))
             if self._waiting is None and not self.end.voice_heard:
-                # Without audio no silence passes: a muted microphone sends none.
                 self._waiting = self.create_task(self._wait(), "wait-for-silence")
             return
         logger.debug(f"{self}: the user's turn has ended ({ending})")
@@ -356,6 +372,18 @@ class TurnEndStrategy(BaseUserTurnStopStrategy):
         self._waiting = None  # what is to be done then is not to be cancelled
         if not self.end.voice_heard:
             await self._act(self.end.due, waited=True)
+
+    async def _keep_time(self) -> None:
+        """Let silence pass by the clock while no audio comes: push-to-talk, a muted microphone."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._turn_is_open.wait()
+            await asyncio.sleep(max(_TICK_SECS, self._audio_at + _NO_AUDIO_SECS - clock()))
+            if not self.end.in_turn or clock() < self._audio_at + _NO_AUDIO_SECS:
+                continue
+            if self.trigger is not None:
+                await self._follow(self.trigger.time_passed(self._heard_secs))
+            await self._act(self.end.silent_for(clock() - self._silent_since))
 
     async def _follow(self, decision: Decision, waited_secs: float = 0.0) -> None:
         """Do what the trigger has decided, and say so."""
