@@ -49,7 +49,7 @@ from headstart.engines.silero import WINDOW, SileroEngine, SileroOptions
 from headstart.engines.smart_turn import SmartTurnEngine, SmartTurnOptions
 from headstart.engines.whisper import WhisperEngine, WhisperOptions, looping, without_tags
 from headstart.errors import EngineError
-from headstart.frames import ProgressiveTranscriptionFrame, VoiceFrame
+from headstart.frames import AudioGapFrame, ProgressiveTranscriptionFrame, VoiceFrame
 from headstart.processors.audio import AudioRing, Resampler, as_float
 from headstart.processors.stt.local import LocalSTT, Recogniser, WhisperSettings, WhisperSTT
 from headstart.processors.stt.segment import RATE, Segment, agreement
@@ -60,6 +60,11 @@ from headstart.processors.vad import SileroVAD, VADSettings
 SPEECH = Path(__file__).parent.parent / "samples" / "speech"
 SAID = {
     entry["id"]: entry["text"]
+    for entry in map(json.loads, (SPEECH / "manifest.jsonl").read_text().splitlines())
+}
+
+SPEECH_END = {
+    entry["id"]: entry["speech_end_s"]
     for entry in map(json.loads, (SPEECH / "manifest.jsonl").read_text().splitlines())
 }
 
@@ -400,7 +405,7 @@ class Turns(RuleBasedStateMachine):
         self.in_turn = self.speaking = self.words = False
         self.owed = self.stop = 0
         self.verdict: float | None = None
-        self.silent = 0.0
+        self.silent = self.audio = 0.0
         self.ending: Ending | None = None
 
     def see(self, ending: Ending | None) -> None:
@@ -432,7 +437,7 @@ class Turns(RuleBasedStateMachine):
     @precondition(lambda self: self.speaking)
     @rule()
     def fall_silent(self) -> None:
-        self.speaking, self.silent = False, 0.2
+        self.speaking, self.silent, self.audio = False, 0.2, 0.2
         self.owed += 1
         self.see(self.end.vad_stopped(0.2))
         self.stop = self.end.stops
@@ -454,10 +459,17 @@ class Turns(RuleBasedStateMachine):
     @rule()
     def wait(self) -> None:
         if not self.speaking:
-            self.silent += 0.5
+            self.audio += 0.5
+            self.silent = max(self.silent, self.audio)
             self.see(self.end.silent(0.5))
         else:
             self.see(self.end.silent(0.5))
+
+    @rule(secs=st.sampled_from([0.2, 1.0]))
+    def wait_without_audio(self, secs: float) -> None:
+        if not self.speaking:
+            self.silent += secs
+        self.see(self.end.silent_for(self.silent))
 
     @invariant()
     def no_turn_lasts_beyond_the_longest_silence(self) -> None:
@@ -593,6 +605,58 @@ async def test_after_a_failure_the_segment_ends_and_the_next_one_is_understood()
         assert word_errors(SAID["medium-france"], heard.finals[1]) == 0
         errors = [frame.error for frame in heard.upstream if isinstance(frame, ErrorFrame)]
         assert len(errors) == 1 and "no reason" in errors[0]
+
+
+async def test_a_word_cut_off_by_a_mute_is_heard_once_and_starts_nothing_when_it_is_over() -> None:
+    stages = [SileroVAD(VADSettings(audio_idle_secs=0.3)), WhisperSTT()]
+    async with running(stages) as (worker, heard):
+        # "What is the cap-"; the voice is still there when the audio ends.
+        await feed(worker, speech("medium-france")[: int(1.2 * RATE)])
+        await heard.until(TranscriptionFrame)
+        gap, stop = heard.of(AudioGapFrame)[0], heard.of(VADUserStoppedSpeakingFrame)[0]
+        assert heard.frames.index(gap) < heard.frames.index(stop)
+        voices = [frame.heard for frame in heard.frames if isinstance(frame, VoiceFrame)]
+        assert voices[-1] is False
+        await feed(worker, silence(2.0))
+        await worker.queue_frame(EndFrame())
+        heard.ending = True
+    assert len(heard.of(VADUserStartedSpeakingFrame)) == 1, "silence is no voice"
+    assert [plain(text)[:3] for text in heard.finals] == [["what", "is", "the"]]
+
+
+async def test_what_is_said_after_a_mute_is_understood_alone_and_what_was_said_before_whole() -> (
+    None
+):
+    for rate in (RATE, 8000):
+        stages = [SileroVAD(VADSettings(audio_idle_secs=0.3)), WhisperSTT()]
+        first, second = (
+            soxr.resample(speech(name), RATE, rate) for name in ("medium-france", "short-joke")
+        )
+        async with running(stages, rate) as (worker, heard):
+            await feed(worker, first[: int(SPEECH_END["medium-france"] * rate)], rate=rate)
+            await heard.until(TranscriptionFrame)
+            await feed(worker, np.concatenate([second, silence(0.5)]), rate=rate)
+            await worker.queue_frame(EndFrame())
+            heard.ending = True
+        assert [plain(text) for text in heard.finals] == [
+            plain(SAID["medium-france"]),
+            plain(SAID["short-joke"]),
+        ]
+
+
+@pytest.mark.parametrize("frame_secs", [0.02, 0.5, 2.0, 60.0])
+async def test_words_are_heard_in_frames_of_any_length(frame_secs: float) -> None:
+    audio = np.concatenate([silence(0.5), speech("pause-moon"), silence(0.5)])
+    async with running([SileroVAD(), WhisperSTT()]) as (worker, heard):
+        size = int(frame_secs * RATE)
+        for start in range(0, len(audio), size):
+            piece = audio[start : start + size].tobytes()
+            await worker.queue_frame(InputAudioRawFrame(piece, RATE, 1))
+        await worker.queue_frame(EndFrame())
+        heard.ending = True
+    assert word_errors(SAID["pause-moon"], " ".join(heard.finals)) == 0
+    passed = [frame.audio for frame in heard.frames if isinstance(frame, InputAudioRawFrame)]
+    assert audio.tobytes().startswith(b"".join(passed)), "and no sample is lost or moved"
 
 
 async def test_a_stop_amid_an_utterance_leaves_no_task_behind() -> None:

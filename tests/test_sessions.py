@@ -10,10 +10,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Sample, words
+from pipecat.frames.frames import UserStoppedSpeakingFrame
+from pipecat.observers.base_observer import BaseObserver, FramePushed
+from pipecat.processors.frame_processor import FrameDirection
 
 from headstart import Session, load_config
+from headstart.config.spec import PipelineSpec
 from headstart.engines.hub import shared
 from headstart.errors import HeadstartError
 from headstart.pipeline.converse import converse
@@ -91,6 +96,95 @@ async def test_an_embedder_pushes_audio_and_iterates_over_what_happens(
     said = " ".join(event.text for event in seen if isinstance(event, Said))
     assert words(said) == words(record.record.bot_text)
     assert sum(len(event.audio.audio) for event in seen if isinstance(event, Played)) > 24000
+
+
+@pytest.fixture
+def ears(tmp_path: Path) -> PipelineSpec:
+    """A pipeline that listens and says nothing."""
+    config = tmp_path / "listen.yaml"
+    config.write_text("extends: local\noverride: {llm: null, tts: null}\n")
+    return load_config(config)
+
+
+class TurnEnds(BaseObserver):
+    """Counts the turns that have ended."""
+
+    def __init__(self) -> None:
+        super().__init__(observe_every_push=False)
+        self.count = asyncio.Semaphore(0)
+
+    async def on_push_frame(self, data: FramePushed) -> None:
+        downstream = data.direction is FrameDirection.DOWNSTREAM
+        if downstream and isinstance(data.frame, UserStoppedSpeakingFrame):
+            self.count.release()
+
+
+async def heard(session: Session) -> str:
+    """The next final words."""
+    async with asyncio.timeout(30):
+        async for event in session.events():
+            if isinstance(event, Heard) and event.final:
+                return event.text
+    raise AssertionError("the session is over")
+
+
+@pytest.mark.parametrize("piece_secs", [0.03, 1.0, 2.0, 60.0])
+async def test_pushed_pieces_may_have_any_length(
+    piece_secs: float, ears: PipelineSpec, samples: dict[str, Sample]
+) -> None:
+    sample = samples["medium-france"]
+    audio = np.concatenate([read_audio(sample.path, 16000), np.zeros(8000, np.int16)])
+    size = int(piece_secs * 16000)
+    async with Session(ears) as session:
+        for at in range(0, len(audio), size):
+            await session.push_audio(audio[at : at + size].tobytes())
+        assert words(await heard(session)) == words(sample.text)
+
+
+async def test_pushed_audio_of_another_rate_is_understood_and_what_is_none_does_no_harm(
+    ears: PipelineSpec, samples: dict[str, Sample]
+) -> None:
+    sample = samples["medium-france"]
+    async with Session(ears) as session:
+        for rate in (8000, 44100):
+            with pytest.raises(TypeError, match="not str"):
+                await session.push_audio("What is the capital?")  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="even number"):
+                await session.push_audio(bytes(641))
+            audio = np.concatenate([read_audio(sample.path, rate), np.zeros(rate, np.int16)])
+            for at in range(0, len(audio), rate // 10):
+                await session.push_audio(audio[at : at + rate // 10], rate)
+            assert words(await heard(session)) == words(sample.text)
+
+
+async def test_each_turn_that_nobody_answers_has_its_own_words(
+    ears: PipelineSpec, samples: dict[str, Sample]
+) -> None:
+    spoken = [samples[name] for name in ("short-joke", "medium-france", "short-joke")]
+    ends = TurnEnds()
+    async with Session(ears, observers=[ends]) as session:
+        for sample in spoken:
+            audio = np.concatenate([read_audio(sample.path, 16000), np.zeros(8000, np.int16)])
+            await session.push_audio(audio)
+            async with asyncio.timeout(30):
+                await ends.count.acquire()
+        await session.close()
+        async with asyncio.timeout(10):
+            told = [event async for event in session.events()]
+    records = [event.record for event in told if isinstance(event, TurnEnded)]
+    assert [words(record.user_text) for record in records] == [
+        words(sample.text) for sample in spoken
+    ]
+
+
+async def test_iterations_over_a_closed_session_end_at_once(ears: PipelineSpec) -> None:
+    async with Session(ears) as session:
+        reading = asyncio.create_task(anext(session.events(), None))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        assert await reading is None, "one that was waiting"
+        for _ in range(2):
+            assert [event async for event in session.events()] == []
 
 
 @asynccontextmanager
