@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,13 +36,16 @@ from pipecat.frames.frames import (
     MetricsFrame,
     STTUpdateSettingsFrame,
     TranscriptionFrame,
+    VADUserStartedSpeakingFrame,
 )
 from pipecat.metrics.metrics import STTUsageMetricsData, TTFBMetricsData
 from pipecat.services.settings import STTSettings
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from headstart.bench.drops import try_drops
-from headstart.errors import UsageError
+from headstart.config.load import load_config
+from headstart.errors import ConfigError, HeadstartError, UsageError
+from headstart.frames import ProgressiveTranscriptionFrame
 from headstart.processors.stt.deepgram import DeepgramSTT
 from headstart.processors.stt.deepgram_settings import DeepgramSettings
 from headstart.processors.stt.streaming.fallback import Local, Prerecorded
@@ -276,6 +280,24 @@ async def test_speech_gives_partials_with_confidence_and_one_final_transcript(
         assert [p.audio_secs for p in partials] == sorted(p.audio_secs for p in partials)
 
 
+async def test_partials_say_how_far_they_lag_behind_what_was_heard(server: DeepgramServer) -> None:
+    """The first half second of the segment is answered; more has passed by then."""
+    server.fail(Faults(slow_secs=0.2))
+    async with session(server) as agent:
+        await agent.say(*turn("medium-france")[:75])
+        passed = stopped_at = 0.0
+        async with asyncio.timeout(60):
+            while not isinstance(frame := await agent.down.get(), ProgressiveTranscriptionFrame):
+                if isinstance(frame, InputAudioRawFrame):
+                    passed += frame.num_frames / RATE
+                elif isinstance(frame, VADUserStartedSpeakingFrame):
+                    stopped_at = passed
+        segment_start = max(0.0, stopped_at - 0.5)
+        assert 0 < frame.audio_secs < passed - segment_start
+        covered = segment_start + frame.audio_secs
+        assert frame.behind_secs == pytest.approx(passed - covered, abs=0.03)
+
+
 async def test_only_speech_is_sent_and_billed(server: DeepgramServer) -> None:
     row = UTTERANCES["short-joke"]
     speech_secs = row["speech_end_s"] - row["speech_start_s"]
@@ -483,6 +505,216 @@ async def test_an_unexpected_failure_ends_its_segment_only(
     assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
 
 
+async def test_a_stream_that_breaks_in_an_unforeseen_way_is_reported_and_begun_anew(
+    server: DeepgramServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, calls = Link.send, iter(range(1_000_000))
+
+    async def fail_once(link: Link, pcm: bytes, secs: float) -> None:
+        if next(calls) == 1:
+            raise ValueError("no reason")
+        await send(link, pcm, secs)
+
+    monkeypatch.setattr(Link, "send", fail_once)
+    async with session(server) as agent:
+        final = await hear(agent, "medium-france")
+        error = await agent.error()
+        await server.until(lambda: not streams(server)[0].open)
+        listeners = [task for task in asyncio.all_tasks() if task.get_name().endswith("::listen")]
+        assert len(listeners) == 1
+    assert error.error == "background task 'stream' failed: no reason"
+    assert words(final.text) == words(UTTERANCES["medium-france"]["text"])
+    assert final.result.path == "replayed"
+
+
+async def test_the_final_texts_still_come_after_one_could_not_be_pushed(
+    server: DeepgramServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ValueError("no reason")
+
+    async with session(server) as agent:
+        monkeypatch.setattr(DeepgramSTT, "_push_final", fail)
+        await agent.say(*turn("short-joke"))
+        error = await agent.error()
+        monkeypatch.undo()
+        second = await hear(agent, "medium-france")
+    assert error.error == "background task 'settle' failed: no reason"
+    assert words(second.text) == words(UTTERANCES["medium-france"]["text"])
+
+
+NULL = (
+    '{"type": "Results", "start": 0, "duration": 1, "is_final": true, "from_finalize": true,'
+    ' "channel": {"alternatives": [{"transcript": null, "confidence": 0.9, "words": []}]}}'
+)
+MALFORMED = [
+    NULL,
+    NULL.replace("null", '"yes"').replace('"start": 0', '"start": "soon"'),
+    NULL.replace("null", '"yes"').replace('"start": 0', '"start": NaN'),
+    NULL.replace("null", '"yes"').replace("[]", '"words"'),
+    '{"type": "Results"}',
+    '{"type": "Results", "channel": 7}',
+    '["Results"]',
+    '{"type": ["Results"]}',
+    "hello",
+]
+
+
+@pytest.mark.parametrize("instead", MALFORMED)
+async def test_a_server_that_is_not_understood_is_left_alone_after_a_few_attempts(
+    server: DeepgramServer, instead: str
+) -> None:
+    row = UTTERANCES["short-joke"]
+    secs = row["speech_end_s"] - row["speech_start_s"] + 0.5
+    server.fail(Faults(instead=instead), times=1000)
+    async with session(server, retry_min_secs=0.05) as agent:
+        final = await hear(agent, "short-joke")
+        tried = list(streams(server))
+    assert final.result.path == "rest"
+    assert words(final.text) == words(row["text"])
+    assert 1 <= len(tried) <= 5
+    assert sum(served.audio_secs for served in tried) <= 5 * (secs + 0.1)
+
+
+async def test_a_segment_is_sent_five_times_at_most_however_long_it_grows(
+    server: DeepgramServer,
+) -> None:
+    server.fail(Faults(instead=NULL), times=1000)
+    spoken = turn("medium-france")
+    async with session(server, retry_min_secs=0.001, retry_max_secs=0.001) as agent:
+        await agent.say(*spoken[:75])
+        async with asyncio.timeout(60):
+            await server.until(
+                lambda: len(streams(server)) == 5 and not any(s.open for s in streams(server))
+            )
+        await agent.say(*spoken[75:])
+        final, _ = await agent.final()
+        assert len(streams(server)) == 5
+        server.heal()
+        again = await hear(agent, "short-joke")
+    assert final.result.path == "rest"
+    assert words(final.text) == words(UTTERANCES["medium-france"]["text"])
+    assert again.result.path == "stream"
+
+
+def test_a_result_about_audio_that_was_never_sent_gives_up_no_audio() -> None:
+    ring = ReplayRing(100, 60.0)
+    ring.connect()
+    ring.push(bytes(2 * 400))
+    ring.take(1.0)
+    segments = Segments()
+    segments.begin(0.0)
+    segments.hear(heard("hello", 0.0, ring.stream_secs(1e9), final=True))
+    ring.finalise(segments.final_until_secs)
+    assert ring.unsent_secs() == 3.0
+
+
+async def test_an_answer_of_the_prerecorded_api_that_is_not_understood_is_none(
+    server: DeepgramServer,
+) -> None:
+    answers = [
+        "null",
+        "7",
+        "no json",
+        "{}",
+        '{"results": 7}',
+        '{"results": {"channels": []}}',
+        '{"results": {"channels": [{"alternatives": []}]}}',
+        '{"results": {"channels": [{"alternatives": [{"transcript": null}]}]}}',
+        '{"results": {"channels": [{"alternatives": [{"transcript": "a", "words": [7]}]}]}}',
+    ]
+    for answer in answers:
+        server.fail(Faults(on="rest", instead=answer))
+        with pytest.raises(HeadstartError):
+            await Prerecorded(destination(server), 30.0).transcribe(bytes(2 * RATE), RATE)
+    server.fail(Faults(refuse=True), times=1000)
+    async with session(
+        server, fallback=("rest", "local"), retry_min_secs=0.01, final_timeout_secs=0.1
+    ) as agent:
+        server.fail(Faults(on="rest", instead=answers[5]))
+        final = await hear(agent, "short-joke")
+    assert final.result.path == "local"
+    assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+
+
+async def test_whatever_one_fallback_raises_the_next_one_is_asked(
+    server: DeepgramServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Prerecorded, "transcribe", fail)
+    server.fail(Faults(refuse=True), times=1000)
+    async with session(
+        server, fallback=("rest", "local"), retry_min_secs=0.01, final_timeout_secs=0.1
+    ) as agent:
+        final = await hear(agent, "short-joke")
+    assert final.result.path == "local"
+
+
+async def test_words_that_nobody_recognised_are_an_error(server: DeepgramServer) -> None:
+    server.fail(Faults(refuse=True), times=1000)
+    server.fail(Faults(on="rest", status=500), times=1000)
+    async with session(
+        server, retry_min_secs=0.01, final_timeout_secs=0.1, give_up_secs=0.1
+    ) as agent:
+        await agent.say(*turn("short-joke"))
+        error = await agent.error()
+        final, _ = await agent.final()
+    assert (final.text, final.result.path) == ("", "none")
+    assert error.error.startswith("no final words from Deepgram's stream; rest: ")
+    assert "500" in error.error
+    assert error.processor.is_usable
+
+
+# -- languages
+
+
+@pytest.mark.parametrize("language", ["de", "multi", "pt-BR", "ende"])
+def test_the_local_fallback_is_refused_where_it_would_hear_english_only(language: str) -> None:
+    with pytest.raises(ValidationError, match="knows English only"):
+        DeepgramSettings(language=language, fallback=("rest", "local"))
+    assert DeepgramSettings(language=language).language == language
+
+
+@pytest.mark.parametrize("language", ["en", "en-GB", "EN_us"])
+def test_the_local_fallback_takes_any_english(language: str) -> None:
+    assert DeepgramSettings(language=language, fallback=("local",)).local_understands
+
+
+def test_a_language_cannot_be_hidden_among_the_other_parameters() -> None:
+    with pytest.raises(ValidationError, match="extra must not hold 'language'"):
+        DeepgramSettings(extra={"language": "de"}, fallback=("local",))
+
+
+async def test_a_language_that_the_local_fallback_does_not_know_puts_it_out_of_use(
+    server: DeepgramServer, log: list[str]
+) -> None:
+    server.fail(Faults(on="rest", status=500), times=1000)
+    async with session(
+        server,
+        fallback=("rest", "local"),
+        retry_min_secs=0.01,
+        final_timeout_secs=0.1,
+        give_up_secs=0.1,
+    ) as agent:
+        await agent.say(STTUpdateSettingsFrame(delta=STTSettings(language="de")))
+        await server.until(lambda: any(s.query["language"] == ["de"] for s in streams(server)))
+        await agent.say(STTUpdateSettingsFrame(delta=STTSettings(language="fr")))
+        await server.until(lambda: any(s.query["language"] == ["fr"] for s in streams(server)))
+        server.fail(Faults(close_before_answer=True), times=1000)
+        await pool.close()
+        foreign = await hear(agent, "short-joke")
+        server.heal()
+        server.fail(Faults(on="rest", status=500), times=1000)
+        server.fail(Faults(refuse=True), times=1000)
+        await agent.say(STTUpdateSettingsFrame(delta=STTSettings(language="en")))
+        english = await hear(agent, "short-joke")
+    assert foreign.result.path != "local"
+    assert english.result.path == "local"
+    assert sum("knows English only" in line for line in log) == 1
+
+
 async def test_model_and_language_can_be_changed_while_the_session_runs(
     server: DeepgramServer,
 ) -> None:
@@ -552,6 +784,54 @@ async def test_a_pooled_connection_that_has_died_is_not_taken(server: DeepgramSe
     assert len(streams(server)) == 2
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_cancelled_take_leaves_no_socket_behind(server: DeepgramServer, steps: int) -> None:
+    """Cancelled at every step: while the keeper stops, during the probe, just before the end."""
+    pool = LinkPool()
+    pool.give(await Link.open(destination(server), 5.0))
+    await asyncio.sleep(0)
+    taking = asyncio.create_task(pool.take(destination(server), 5.0))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    taking.cancel()
+    await asyncio.wait([taking])
+    if not taking.cancelled():
+        pool.give(taking.result())
+    assert len(pool) == 1
+    await pool.close()
+    await server.until(lambda: not any(served.open for served in server.served))
+    assert len(server.served) == 1
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_cancelled_goodbye_leaves_no_socket_behind(
+    server: DeepgramServer, steps: int
+) -> None:
+    server.fail(Faults(half_open=True))
+    link = await Link.open(destination(server), 5.0)
+    closing = asyncio.create_task(link.close())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    if not steps:  # cancelled before it began
+        link.abort()
+    with pytest.raises(LinkLostError):
+        await link.keep_alive()
+
+
+async def test_a_connection_that_the_pool_gives_up_while_it_opens_is_lost_and_no_cancellation(
+    server: DeepgramServer,
+) -> None:
+    server.fail(Faults(handshake_delay_secs=30.0))
+    pool = LinkPool()
+    taking = asyncio.create_task(pool.take(destination(server), 60.0))
+    await server.until(lambda: bool(server.served))
+    await pool.close()
+    with pytest.raises(LinkLostError, match="given up while it opened"):
+        await taking
+
+
 async def test_closing_the_pool_waits_for_a_connection_that_is_just_being_closed(
     server: DeepgramServer,
 ) -> None:
@@ -568,6 +848,36 @@ def test_without_a_key_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("DEEPGRAM_BASE_URL", raising=False)
     with pytest.raises(UsageError, match="DEEPGRAM_API_KEY is not set"):
         DeepgramSTT()
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8090", "localhost:8090", "https://", "ftp://host", "ws://host:99999", "host"]
+)
+def test_a_base_url_that_is_none_is_refused_with_the_settings(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValidationError, match="must be like ws://host:port or https://host"):
+        DeepgramSettings(base_url=url)
+    monkeypatch.setenv("DEEPGRAM_BASE_URL", url)
+    with pytest.raises(ValidationError, match="the environment's DEEPGRAM_BASE_URL must be like"):
+        DeepgramSettings()
+    assert DeepgramSettings(base_url="wss://host/path").base_url == "wss://host/path"
+
+
+def test_check_refuses_a_base_url_without_a_scheme_and_does_not_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPGRAM_BASE_URL", "user:secret@host:8090")
+    with pytest.raises(ConfigError, match="DEEPGRAM_BASE_URL must be like") as refused:
+        load_config("deepgram-claude")
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("WHERE", "user:secret@host:8090")
+    monkeypatch.delenv("DEEPGRAM_BASE_URL")
+    config = tmp_path / "ours.yaml"
+    config.write_text("extends: deepgram-claude\noverride:\n  stt: {base_url: '${WHERE}'}\n")
+    with pytest.raises(ConfigError, match="base_url: must be like") as refused:
+        load_config(config)
+    assert "secret" not in str(refused.value)
 
 
 def test_every_option_of_the_api_can_be_given() -> None:

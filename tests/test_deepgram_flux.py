@@ -40,13 +40,20 @@ from pipecat.frames.frames import (
     Frame,
     InputAudioRawFrame,
     TranscriptionFrame,
+    UserStoppedSpeakingFrame,
+    VADUserStartedSpeakingFrame,
     VADUserStoppedSpeakingFrame,
 )
+from pipecat.transcriptions.language import Language
 from pydantic import SecretStr, ValidationError
 from scripted import World
 
 from headstart.engines import hub
-from headstart.frames import SpeculationEndedFrame, SpeculationFiredFrame
+from headstart.frames import (
+    ProgressiveTranscriptionFrame,
+    SpeculationEndedFrame,
+    SpeculationFiredFrame,
+)
 from headstart.processors.stt.deepgram_flux import DeepgramFluxSTT, FluxSegments
 from headstart.processors.stt.deepgram_settings import FluxSettings
 from headstart.processors.stt.streaming.link import Destination, Link, RefusedError, pool
@@ -323,6 +330,85 @@ async def test_a_connection_that_closes_instead_of_ending_the_turn_is_replaced(
     assert final.result.path == "replayed"
 
 
+@pytest.mark.parametrize("greeting", ["hello", "[]", '{"type": "Welcome"}', '{"type": "Error"}'])
+async def test_a_greeting_that_is_none_is_not_the_end_of_the_stream(
+    server: DeepgramServer, greeting: str
+) -> None:
+    server.fail(Faults(greeting=greeting))
+    async with flux(server) as agent:
+        final = await hear(agent, "short-joke")
+    assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+    assert final.result.path == "stream"
+    assert len(streams(server)) == 2
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        '{"type": "TurnInfo", "event": "Update"}',
+        '{"type": "TurnInfo", "event": "EndOfTurn", "audio_window_start": 0,'
+        ' "audio_window_end": 1, "transcript": null, "words": []}',
+        "hello",
+    ],
+)
+async def test_a_server_that_is_not_understood_is_left_alone_after_a_few_attempts(
+    server: DeepgramServer, instead: str
+) -> None:
+    server.fail(Faults(instead=instead), times=1000)
+    async with flux(server, retry_min_secs=0.05) as agent:
+        final = await hear(agent, "short-joke")
+        assert len(streams(server)) <= 5
+    assert final.result.path == "rest"
+    assert words(final.text) == words(UTTERANCES["short-joke"]["text"])
+
+
+async def test_partials_say_how_far_they_lag_behind_what_was_heard(server: DeepgramServer) -> None:
+    server.fail(Faults(slow_secs=0.1))
+    async with flux(server) as agent:
+
+        async def speak() -> None:
+            for frame in turn("medium-france"):
+                await agent.say(frame)
+                await asyncio.sleep(0.02)  # the server skips what has been overtaken
+
+        speaking = asyncio.create_task(speak())
+        passed = started_at = 0.0
+        async with asyncio.timeout(60):
+            while not isinstance(frame := await agent.down.get(), ProgressiveTranscriptionFrame):
+                if isinstance(frame, InputAudioRawFrame):
+                    passed += frame.num_frames / RATE
+                elif isinstance(frame, VADUserStartedSpeakingFrame):
+                    started_at = passed
+        speaking.cancel()
+    covered = max(0.0, started_at - 0.5) + frame.audio_secs
+    assert frame.behind_secs >= 0.1
+    assert frame.behind_secs == pytest.approx(passed - covered, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "language", "spoken"),
+    [
+        ({}, "en", Language.EN),
+        ({"model": "flux-general-multi"}, "multi", None),
+        ({"model": "flux-general-multi", "languages": ("de",)}, "de", Language.DE),
+        ({"model": "flux-general-multi", "languages": ("de", "en")}, "multi", None),
+    ],
+)
+def test_the_prerecorded_api_is_asked_for_the_languages_that_are_expected(
+    options: dict[str, Any], language: str, spoken: Language | None
+) -> None:
+    settings = FluxSettings(api_key=SecretStr(KEY), **options)
+    assert settings.prerecorded(RATE).query()["language"] == language
+    assert settings.spoken_language == spoken
+
+
+def test_the_local_fallback_is_refused_where_it_would_hear_english_only() -> None:
+    for options in ({}, {"languages": ("de",)}, {"languages": ("en", "de")}):
+        with pytest.raises(ValidationError, match="knows English only"):
+            FluxSettings(model="flux-general-multi", fallback=("rest", "local"), **options)
+    assert FluxSettings(fallback=("rest", "local")).local_understands
+
+
 async def test_the_end_of_the_session_is_silence_to_flux(server: DeepgramServer) -> None:
     spoken = turn("short-joke")
     stops = [isinstance(frame, VADUserStoppedSpeakingFrame) for frame in spoken]
@@ -408,6 +494,21 @@ async def test_a_turn_that_is_resumed_withdraws_the_answer_to_its_beginning(worl
     ]
     assert [heard.reply for heard in world.heard] == [2]
     assert words(world.messages[0]["content"]) == said[0] + said[1]
+
+
+async def test_a_turn_waits_for_the_words_of_the_fallback(
+    server: DeepgramServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flux says nothing: its patience and the fallback take longer than the turn's own."""
+    server.fail(Faults(stall_after_secs=0.0), times=1000)
+    server.fail(Faults(on="rest", slow_secs=3.0))
+    stt = {"api_key": KEY, "base_url": server.url, "stall_secs": 30.0, "rest_timeout_secs": 60.0}
+    world = World(vad={}, stt=stt, turn={"smart_turn": False})  # as in flux-claude
+    monkeypatch.setattr(hub, "shared", world.hub)
+    await converse(world, "short-joke")
+    (question,) = (request.question for request in world.llm.requests)
+    assert words(question) == words(UTTERANCES["short-joke"]["text"])
+    assert len(world.of(UserStoppedSpeakingFrame)) == 1
 
 
 # -- the server

@@ -49,7 +49,12 @@ from headstart.engines.silero import WINDOW, SileroEngine, SileroOptions
 from headstart.engines.smart_turn import SmartTurnEngine, SmartTurnOptions
 from headstart.engines.whisper import WhisperEngine, WhisperOptions, looping, without_tags
 from headstart.errors import EngineError
-from headstart.frames import AudioGapFrame, ProgressiveTranscriptionFrame, VoiceFrame
+from headstart.frames import (
+    AudioGapFrame,
+    FinalPendingFrame,
+    ProgressiveTranscriptionFrame,
+    VoiceFrame,
+)
 from headstart.processors.audio import AudioRing, Resampler, as_float
 from headstart.processors.stt.local import LocalSTT, Recogniser, WhisperSettings, WhisperSTT
 from headstart.processors.stt.segment import RATE, Segment, agreement
@@ -509,6 +514,23 @@ def test_the_nearer_the_verdict_the_shorter_the_wait() -> None:
     assert waits == pytest.approx({0.0: 2.0, 0.25: 1.0, 0.49: 0.2, 0.5: 0.2}, abs=0.03)
 
 
+def test_a_turn_waits_as_long_as_the_recogniser_is_at_work_but_not_for_ever() -> None:
+    end = TurnEnd(threshold=0.0, silence_secs=2.0, final_timeout_secs=2.0)
+    end.turn_started()
+    end.vad_started()
+    end.vad_stopped(0.2)
+    waited = 0.2
+    ending = None
+    while ending is None:
+        end.final_pending(waited)
+        waited += 0.5
+        ending = end.silent(0.5)
+        if waited == pytest.approx(7.2):
+            assert ending is None
+    assert ending is Ending.MISSING_TRANSCRIPT
+    assert 30.0 <= waited <= 33.0
+
+
 # --- stages ----------------------------------------------------------------------------------
 
 
@@ -657,6 +679,70 @@ async def test_words_are_heard_in_frames_of_any_length(frame_secs: float) -> Non
     assert word_errors(SAID["pause-moon"], " ".join(heard.finals)) == 0
     passed = [frame.audio for frame in heard.frames if isinstance(frame, InputAudioRawFrame)]
     assert audio.tobytes().startswith(b"".join(passed)), "and no sample is lost or moved"
+
+
+class Held:
+    """The real recogniser, held up until it is let go."""
+
+    def __init__(self, engine: WhisperEngine) -> None:
+        self._engine = engine
+        self.go = asyncio.Event()
+
+    async def transcribe(
+        self, audio: NDArray[np.float32], ticket: Ticket | None = None
+    ) -> Hypothesis:
+        await self.go.wait()
+        return await self._engine.transcribe(audio, ticket)
+
+
+class HeldSTT(LocalSTT):
+    """A stage whose recogniser takes as long as the test says."""
+
+    async def fetch(self) -> Recogniser:
+        self.held = Held(await hub.shared.get(WhisperEngine, WhisperOptions()))
+        return self.held
+
+
+async def test_a_recogniser_that_needs_long_says_that_its_words_are_still_coming() -> None:
+    stage = HeldSTT(WhisperSettings(), model="held")
+    async with asyncio.timeout(60), running([stage]) as (worker, heard):
+        await worker.queue_frame(VADUserStartedSpeakingFrame(start_secs=0.2))
+        audio = InputAudioRawFrame(speech("short-joke").tobytes(), sample_rate=RATE, num_channels=1)
+        await worker.queue_frames([audio, VADUserStoppedSpeakingFrame(stop_secs=0.2)])
+        await heard.until(FinalPendingFrame, 2)
+        stage.held.go.set()
+        await heard.until(TranscriptionFrame)
+        first, second, *_ = (f for f in heard.frames if isinstance(f, FinalPendingFrame))
+        assert 0 < first.waited_secs < second.waited_secs
+        assert word_errors(SAID["short-joke"], heard.finals[0]) == 0
+
+
+class Broken(LocalSTT):
+    """A stage whose decoding fails once where nobody expects it."""
+
+    async def fetch(self) -> Recogniser:
+        self._whole = True
+        return await hub.shared.get(WhisperEngine, WhisperOptions())
+
+    async def _finish(self, segment: Segment, final: Hypothesis) -> None:
+        if self._whole:
+            self._whole = False
+            raise RuntimeError("no reason")
+        await super()._finish(segment, final)
+
+
+async def test_a_decoder_that_dies_is_reported_and_begins_anew() -> None:
+    async with (
+        asyncio.timeout(60),
+        running([Broken(WhisperSettings(), model="broken")]) as (worker, heard),
+    ):
+        await worker.queue_frame(VADUserStartedSpeakingFrame(start_secs=0.2))
+        audio = InputAudioRawFrame(speech("short-joke").tobytes(), sample_rate=RATE, num_channels=1)
+        await worker.queue_frames([audio, VADUserStoppedSpeakingFrame(stop_secs=0.2)])
+        await heard.until(TranscriptionFrame)
+        assert word_errors(SAID["short-joke"], heard.finals[0]) == 0
+        (error,) = (frame.error for frame in heard.upstream if isinstance(frame, ErrorFrame))
+        assert error == "background task 'decoder' failed: no reason"
 
 
 async def test_a_stop_amid_an_utterance_leaves_no_task_behind() -> None:

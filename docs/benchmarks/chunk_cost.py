@@ -10,6 +10,7 @@ only passes it on is subtracted. CPU time of the process, least of five runs.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +19,6 @@ from types import SimpleNamespace
 
 import numpy as np
 from deepgram.listen.v1.socket_client import AsyncV1SocketClient
-from deepgram.listen.v1.types import ListenV1Results
 from loguru import logger
 from pipecat.frames.frames import (
     EndFrame,
@@ -75,10 +75,9 @@ class Socket(AsyncV1SocketClient):
 
     def __init__(self) -> None:
         self.sent_secs = self.final_secs = 0.0
-        self.answers: asyncio.Queue[ListenV1Results] = asyncio.Queue()
-        self._websocket = SimpleNamespace(
-            transport=SimpleNamespace(abort=lambda: None), wait_closed=lambda: asyncio.sleep(0)
-        )
+        self.answers: asyncio.Queue[str] = asyncio.Queue()
+        self._websocket = self
+        self.transport = SimpleNamespace(abort=lambda: None)
         self.chunks = 0
 
     async def send_media(self, pcm: bytes) -> None:
@@ -111,11 +110,14 @@ class Socket(AsyncV1SocketClient):
             speech_final=False,
             from_finalize=final,
         )
-        self.answers.put_nowait(ListenV1Results.model_validate(result))
+        self.answers.put_nowait(json.dumps(result))
         if final:
             self.final_secs = self.sent_secs
 
-    async def __aiter__(self) -> AsyncIterator[ListenV1Results]:
+    async def wait_closed(self) -> None:
+        """It closes at once."""
+
+    async def __aiter__(self) -> AsyncIterator[str]:
         while True:
             yield await self.answers.get()
 

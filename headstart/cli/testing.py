@@ -64,6 +64,12 @@ def deepgram(
     close_before_answer: Annotated[
         bool, typer.Option("--close-before-answer", help="Close instead of answering Finalize.")
     ] = False,
+    greeting: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Say this instead of Flux's Connected.")
+    ] = None,
+    instead: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Say this instead of each result.")
+    ] = None,
     delay_secs: Annotated[
         tuple[float, float], typer.Option(help="Least and most random delay of a message.")
     ] = (0.0, 0.0),
@@ -96,6 +102,8 @@ def deepgram(
         half_open=half_open,
         slow_secs=slow_secs,
         close_before_answer=close_before_answer,
+        greeting=greeting,
+        instead=instead,
     )
 
     async def serve() -> None:

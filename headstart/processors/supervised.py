@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -45,9 +44,10 @@ def supervise(
 async def _run(
     stage: FrameProcessor, work: Callable[[], Coroutine[Any, Any, None]], name: str, restart: bool
 ) -> None:
+    clock = asyncio.get_running_loop().time
     pause_secs = _PAUSE_SECS
     while True:
-        begun = time.monotonic()
+        begun = clock()
         try:
             await work()
         except asyncio.CancelledError:
@@ -65,7 +65,7 @@ async def _run(
         await stage.push_error(message, exception=failure, force_treat_as_permanent=not restart)
         if not restart:
             return
-        if time.monotonic() - begun > _HEALTHY_SECS:
+        if clock() - begun > _HEALTHY_SECS:
             pause_secs = _PAUSE_SECS
         await asyncio.sleep(pause_secs * random.uniform(0.75, 1.0))
         pause_secs = min(2 * pause_secs, _LONGEST_PAUSE_SECS)

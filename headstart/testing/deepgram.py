@@ -200,7 +200,11 @@ class DeepgramServer:
         best = messages.alternative(hypothesis, listed)
         served.open = False
         await self.notify()
-        return web.json_response(messages.prerecorded(str(uuid.uuid4()), best, served.audio_secs))
+        answer = json.dumps(messages.prerecorded(str(uuid.uuid4()), best, served.audio_secs))
+        return web.Response(
+            text=answer if faults.instead is None else faults.instead,
+            content_type="application/json",
+        )
 
     async def _recognise(self, samples: NDArray[np.float32], rate: int) -> Hypothesis:
         if len(samples) < _LEAST_SECS * rate:

@@ -33,6 +33,11 @@ class Faults:
     """How late every message is."""
     close_before_answer: bool = False
     """The close frame comes instead of the answer to `Finalize` or `CloseStream`."""
+    greeting: str | None = None
+    """This text comes instead of Flux's `Connected`."""
+    instead: str | None = None
+    """This text comes instead of each result of a stream, or instead of a prerecorded answer:
+    `{"type": "Results"}`, or no JSON at all."""
 
 
 @dataclass

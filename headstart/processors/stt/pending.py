@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 
 from pipecat.processors.frame_processor import FrameProcessor
@@ -29,7 +28,7 @@ class FinalsOwed:
 
     def owe(self) -> None:
         """A segment has ended."""
-        self._since.append(time.monotonic())
+        self._since.append(_now())
         self._some.set()
 
     def give(self) -> None:
@@ -44,5 +43,9 @@ class FinalsOwed:
             await self._some.wait()
             await asyncio.sleep(_EVERY_SECS)
             if self._since:
-                waited_secs = time.monotonic() - self._since[0]
+                waited_secs = _now() - self._since[0]
                 await self._stage.push_frame(FinalPendingFrame(waited_secs))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -73,7 +73,7 @@ class ConnectedSTT(STTService):
         self._setup_secs: float | None = None
         self._failures = 0  # connections in a row, had or not, that brought no final result
         self._seems_hopeless = False
-        self._rests = False  # until a segment that it was given up for is settled
+        self._stands_by = False  # until a segment that it was given up for is settled
         self._broken: LinkLostError | None = None
         self._refused: RefusedError | UsageError | None = None
         self._unanswered_since: float | None = None
@@ -86,7 +86,7 @@ class ConnectedSTT(STTService):
     async def _stream(self) -> None:
         """Have a connection, and send on it, until the session ends or Deepgram refuses."""
         while True:
-            await self._rest()
+            await self._stand_by()
             self._speech.clear()
             try:
                 destination = self._destination
@@ -193,8 +193,8 @@ class ConnectedSTT(STTService):
         """Take in what Deepgram says, until the link is lost."""
         try:
             async for message in link.messages():
-                await self._take_in(message)
                 self._unanswered_since = None
+                await self._take_in(message)
         except LinkLostError as error:
             self._break(error)
         except Exception:
@@ -207,10 +207,7 @@ class ConnectedSTT(STTService):
         self._work.set()
 
     async def _pause(self) -> None:
-        """Wait before the next attempt, unless the last one had worked.
-
-        The next word of the user ends the wait.
-        """
+        """Wait before the next attempt, unless the last one had worked; speech ends the wait."""
         if not self._failures:
             return
         secs = self._options.retry_min_secs * 2 ** min(self._failures - 1, 30)
@@ -222,17 +219,17 @@ class ConnectedSTT(STTService):
                 await self._speech.wait()
         self._seems_hopeless = False
 
-    async def _rest(self) -> None:
+    async def _stand_by(self) -> None:
         """Wait until no segment is left that has had chances enough.
 
         Its audio would be sent once more with that of the segments after it, and billed.
         """
         while any(segment.given_up for segment in self._segments.open):
-            self._rests = True
+            self._stands_by = True
             self._answer.set()
             self._settled.clear()
             await self._settled.wait()
-        self._rests = False
+        self._stands_by = False
 
     def _will_not_close(self, segment: Segment, *, patient: bool) -> bool:
         """Whether the stream will not close a segment any more, or not soon.
@@ -241,6 +238,6 @@ class ConnectedSTT(STTService):
             segment: It has ended.
             patient: Whether it may take any number of further attempts.
         """
-        if self._refused is not None or (self._rests and segment.given_up):
+        if self._refused is not None or (self._stands_by and segment.given_up):
             return True
         return self._seems_hopeless and not patient

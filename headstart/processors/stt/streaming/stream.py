@@ -295,9 +295,7 @@ class StreamingSTT(ConnectedSTT):
         except NobodyError as error:
             deadline = time.monotonic() + self._options.give_up_secs
             if not await self._answered(segment, deadline, patient=True) and not self._refused:
-                await self.push_error(
-                    f"speech was not recognised by Deepgram's stream, nor {error}"
-                )
+                await self.push_error(f"no final words from Deepgram's stream; {error}")
 
     async def _push_final(self, segment: Segment) -> None:
         await self.emit_stt_usage_metrics()  # type: ignore[no-untyped-call]
