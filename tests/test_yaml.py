@@ -450,6 +450,29 @@ def test_check_says_which_keys_a_run_would_miss(
 # --- variables and YAML ----------------------------------------------------------------------
 
 
+def test_weights_that_nobody_knows_are_found_where_the_stage_is_named(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL", "hunter2")
+    path = write(main="prompt: Hi.\nstages:\n  - ./code.py:Stage: {model: '${MODEL}'}\n")
+    path.with_name("code.py").write_text(
+        "from pipecat.processors.frame_processor import FrameProcessor\n"
+        "from headstart.processors.settings import StageSettings\n"
+        "class Settings(StageSettings):\n"
+        "    model: str = 'whisper-tiny'\n"
+        "class Stage(FrameProcessor):\n"
+        "    def __init__(self, settings: Settings | None = None, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+        "    @classmethod\n"
+        "    def required_assets(cls, settings):\n"
+        "        return (settings.model,)\n"
+    )
+    with pytest.raises(ConfigError, match=r":3:5: .* no weights named '\$\{MODEL\}'; there are"):
+        load_config(path)
+    monkeypatch.setenv("MODEL", "whisper-tiny")
+    assert load_config(path)
+
+
 @pytest.mark.parametrize("when", ["__init__(self, voice: str, **kwargs):", "setup(self, *args):"])
 async def test_a_stage_that_fails_does_not_tell_what_a_variable_holds(
     write: Write, monkeypatch: pytest.MonkeyPatch, when: str

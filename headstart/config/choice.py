@@ -10,6 +10,8 @@ from dataclasses import dataclass
 class Choice:
     """Marks a setting that chooses a class: `Annotated[str | Mapping[str, Any], Choice(...)]`.
 
+    It has to be a setting of the stage itself; within other settings the mark is not seen.
+
     The value is a registered name or a class path; or a mapping with that name as `class` and
     the settings of the class.
     """

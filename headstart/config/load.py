@@ -189,6 +189,7 @@ class Document:
             problems += _check_stage(stage, allow_code)
         if not problems:  # of stages that are right by themselves
             problems += structure.problems(stages)
+            problems += _unknown_weights(stages)
             if environment:
                 problems += _missing_here(stages)
         if problems or header is None:
@@ -385,6 +386,16 @@ def _check_stage(stage: NamedStage, allow_code: bool) -> list[Problem]:
         issues = [_provider_misspelt(issue) for issue in issues]
     prefix = mask(f"{reference.name.rpartition(':')[2]}: ", node.position.secrets)
     return located(issues, node.settings, prefix)
+
+
+def _unknown_weights(stages: tuple[StageSpec, ...]) -> list[Problem]:
+    found: list[Problem] = []
+    for stage in stages:
+        try:
+            registry.required_assets(stage)
+        except ConfigError as error:
+            found += error.problems
+    return found
 
 
 def _missing_here(stages: tuple[StageSpec, ...]) -> list[Problem]:

@@ -18,6 +18,7 @@ from typing import Any
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameProcessor
 
+from headstart import assets
 from headstart.config import constructor
 from headstart.config.choice import Choice
 from headstart.config.constructor import (
@@ -519,5 +520,16 @@ def create(
 
 
 def required_assets(stage: StageSpec) -> tuple[str, ...]:
-    """The weights that a stage of a pipeline needs, by name."""
-    return stage_type(stage).required_assets(stage.settings)
+    """The weights that a stage of a pipeline needs, by name.
+
+    Raises:
+        UsageError: The stage's class cannot be imported.
+        ConfigError: It names weights that nobody knows; the place is where the stage is named.
+    """
+    names = stage_type(stage).required_assets(stage.settings)
+    try:
+        for name in names:
+            assets.known(name)
+    except UsageError as error:
+        raise ConfigError([stage.position.problem(f"{stage.name}: {error}")]) from None
+    return names

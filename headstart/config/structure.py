@@ -99,6 +99,7 @@ def check(specs: Sequence[StageSpec]) -> None:
     """Check that the stages fit together.
 
     Raises:
+        UsageError: A stage's class cannot be imported.
         ConfigError: They do not; it carries every reason.
     """
     found = problems(specs)
@@ -109,8 +110,8 @@ def check(specs: Sequence[StageSpec]) -> None:
 def _stage(at: int, spec: StageSpec) -> _Stage:
     cls = registry.stage_type(spec).cls
     role = next((role for role, base in _ROLES.items() if issubclass(cls, base)), None)
-    if role is None and spec.kind in _ROLES and spec.kind != "trigger":
-        role = spec.kind  # its author says that it takes that one's place
+    if role is None and spec.kind in _ROLES.keys() - {"trigger"}:
+        role = spec.kind  # the file says whose place it takes
     return _Stage(spec, cls, at, role)
 
 

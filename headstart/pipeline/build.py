@@ -17,6 +17,7 @@ from headstart.config import structure
 from headstart.config.registry import create, stage_type
 from headstart.config.registry import required_assets as stage_assets
 from headstart.config.spec import PipelineSpec, StageSpec
+from headstart.errors import UsageError
 from headstart.pipeline.watch import WatchedPipeline
 from headstart.processors.audio_end import InputAudioEnd
 from headstart.processors.speculation.attempts import SharesModel
@@ -56,7 +57,6 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
     Raises:
         ConfigError: A stage cannot be made from its settings, or the stages do not fit together.
     """
-    structure.check(spec.stages)
     context = LLMContext()
     trigger = _make_trigger(spec, context)
     stages = [
@@ -64,6 +64,7 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
         for stage in spec.stages
         if not _is_trigger(stage)
     ]
+    structure.check(spec.stages)
     after_output: list[FrameProcessor] = []
     if any(isinstance(stage, LLMService) for stage in stages):
         _join_conversation(stages, spec.prompt, context)
@@ -79,7 +80,10 @@ def build(spec: PipelineSpec, transport: BaseTransport) -> Built:
 
 
 def _is_trigger(stage: StageSpec) -> bool:
-    return issubclass(stage_type(stage).cls, EarlyTrigger)
+    try:
+        return issubclass(stage_type(stage).cls, EarlyTrigger)
+    except UsageError:
+        return False  # `create` says what is wrong, and where
 
 
 def _make_trigger(spec: PipelineSpec, context: LLMContext) -> EarlyTrigger | None:
