@@ -47,6 +47,8 @@ from headstart.errors import UsageError
 from headstart.frames import WarmUpFrame, mark_attempt
 from headstart.processors.llm import AnthropicLLM, LLMSettings
 
+pytestmark = pytest.mark.models
+
 PROMPT = "You are a helpful voice assistant. Answer in one short sentence."
 LLAMA = "llama://SmolLM2-135M"
 LONG = "Tell me a very long story about a fox and count to one thousand."
