@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check clean help
+.PHONY: demo test check coverage clean help
 help:
 	@echo "make demo    hold a spoken conversation with the embedded models (writes out/demo)"
 	@echo "make test    run the tests"
-	@echo "make check   lint and type-check"
+	@echo "make check   lint, type-check, and see which way imports point"
+	@echo "make coverage  run the tests without models; how much of the pure cores do they cover?"
 	@echo "make clean   remove what the above made"
 
 demo: $(VENV)/.installed
@@ -22,6 +23,10 @@ check: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+coverage: $(VENV)/.tested
+	$(BIN)/python -m pytest -m "not models" --cov --cov-report=term --cov-fail-under=90
 
 # torch first and pinned: left to pip, a newer build with gigabytes of CUDA may come instead.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -37,4 +42,4 @@ $(VENV)/.tested: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf out dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage

@@ -7,12 +7,15 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 from loguru import logger
+
+from headstart import assets
 
 # Developers explore new examples with every run; what CI says must not depend on luck.
 settings.register_profile("explore", deadline=None)
@@ -26,6 +29,39 @@ settings.load_profile("ci" if os.environ.get("CI") else "explore")
 def examples(usual: int) -> int:
     """How many examples a test is to try that usually tries so many."""
     return usual * settings().max_examples // 100
+
+
+_SLOW_SECS = 300
+"""Limit of a test with real models, or with a hundred generated examples."""
+_LIGHT_BYTES = 10_000_000
+"""Weights up to this size (Silero, Smart Turn) any test may load: they take milliseconds."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give more time than the usual to what needs it."""
+    for item in items:
+        if item.get_closest_marker("timeout") is not None:
+            continue
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.timeout(_SLOW_SECS * max(1, examples(1))))
+        elif item.get_closest_marker("models") is not None:
+            item.add_marker(pytest.mark.timeout(_SLOW_SECS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let only tests marked with `models` load real models, so that the others stay fast."""
+    find = assets.path
+
+    def path(name: str) -> Path:
+        if assets.known(name).size > _LIGHT_BYTES:
+            pytest.fail(f"loads {name}: mark the test with `models`")
+        return find(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("models") is None:
+            patch.setattr(assets, "path", path)
+        return (yield)
 
 
 # What a script starts in the background ignores SIGINT; programs that tests interrupt shall not.

@@ -319,6 +319,7 @@ def test_two_arms_of_one_name_are_refused() -> None:
         read_arms(["local", "local"])
 
 
+@pytest.mark.models
 def test_one_run_from_end_to_end_agrees_with_the_script_of_the_docs(
     samples: dict[str, Sample], tmp_path: Path
 ) -> None:
@@ -358,6 +359,7 @@ def test_one_run_from_end_to_end_agrees_with_the_script_of_the_docs(
     assert "holds results already" in again.stderr
 
 
+@pytest.mark.models
 def test_ctrl_c_ends_the_arms_too(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*HEADSTART, "bench", "--utterances", SAMPLES, "--arm", "local", "--out", tmp_path / "o"],

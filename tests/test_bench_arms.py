@@ -127,6 +127,7 @@ async def ask(
     return first, text
 
 
+@pytest.mark.models
 async def test_claude_answers_with_the_real_model_and_never_before_its_time(
     claude: tuple[AnthropicServer, AsyncAnthropic],
 ) -> None:
@@ -167,6 +168,7 @@ async def test_an_answer_given_up_while_it_is_held_back_frees_the_model() -> Non
             await until_busy(False)
 
 
+@pytest.mark.models
 async def test_deepgram_never_answers_before_its_time(samples: dict[str, Sample]) -> None:
     audio = read_audio(samples["short-joke"].path, MODEL_RATE)
     latency = Latency(600, 601, included_ms=200)
@@ -189,6 +191,7 @@ async def test_deepgram_never_answers_before_its_time(samples: dict[str, Sample]
 # -- arms
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("arm", ["simulated-cloud", "simulated-cloud-early"])
 async def test_a_simulated_arm_answers_without_keys(
     arm: str, samples: dict[str, Sample], monkeypatch: pytest.MonkeyPatch

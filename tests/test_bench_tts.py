@@ -153,6 +153,7 @@ def test_voices_take_turns_at_the_texts() -> None:
     assert len(set(clauses(None))) == 9
 
 
+@pytest.mark.models
 async def test_both_services_speak_in_one_run_and_a_cancelled_request_ends(tmp_path: Path) -> None:
     plan = VoicePlan(
         texts=["Yes, of course."],

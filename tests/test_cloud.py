@@ -15,6 +15,8 @@ from headstart.processors.stt.streaming.fallback import Local
 from headstart.testing.deepgram import DeepgramServer
 from headstart.transports.wav import read_audio
 
+pytestmark = pytest.mark.models
+
 # The providers are asked for nothing that depends on luck, and given the time that a busy
 # machine takes to be all of them: the stages would turn to the fallback, or go on without.
 OURS = """\

@@ -61,6 +61,8 @@ from headstart.processors.stt.streaming.replay import ReplayRing
 from headstart.processors.stt.streaming.segments import Heard, Segments
 from headstart.testing.deepgram import DeepgramServer, Faults
 
+pytestmark = pytest.mark.models
+
 __all__ = ["log", "server"]  # fixtures
 
 # -- the ring

@@ -62,6 +62,8 @@ from headstart.processors.turn.trigger.machine import Action, TriggerPolicy, Tri
 from headstart.processors.turn.trigger.policies import Reason
 from headstart.testing.deepgram import DeepgramServer, Faults
 
+pytestmark = pytest.mark.models
+
 __all__ = ["log", "server"]  # fixtures
 
 

@@ -62,6 +62,8 @@ from headstart.processors.turn.aggregator import TurnSettings, UserTurn
 from headstart.processors.turn.end import Ending, TurnEnd
 from headstart.processors.vad import SileroVAD, VADSettings
 
+pytestmark = pytest.mark.models
+
 SPEECH = Path(__file__).parent.parent / "samples" / "speech"
 SAID = {
     entry["id"]: entry["text"]

@@ -23,10 +23,13 @@ from headstart.errors import AssetError, EngineError
 DEADLINE_SECS = 20
 SMALL = LlamaOptions(slots=1, context_tokens=256)
 
-pytestmark = pytest.mark.skipif(
-    assets.find("smollm2-135m") is None,
-    reason="needs the weights: headstart models pull smollm2-135m",
-)
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(
+        assets.find("smollm2-135m") is None,
+        reason="needs the weights: headstart models pull smollm2-135m",
+    ),
+]
 
 
 async def test_a_server_that_dies_again_and_again_is_given_up_with_a_reason() -> None:

@@ -50,6 +50,8 @@ from headstart.frames import WarmUpFrame, attempt_of, mark_attempt
 from headstart.processors.llm import AnthropicLLM, LLMSettings
 from headstart.processors.llm.errors import retry_after_secs, tidy
 
+pytestmark = pytest.mark.models
+
 PROMPT = "You are a helpful voice assistant. Answer in one short sentence."
 LLAMA = "llama://SmolLM2-135M"
 LONG = "Tell me a very long story about a fox and count to one thousand."

@@ -242,6 +242,7 @@ def test_a_level_breaks_when_its_p95_does() -> None:
     assert level([1.0, 1.0], broken=1).has_broken(alone, 2)
 
 
+@pytest.mark.models
 async def test_stock_holds_a_conversation(samples: dict[str, Sample]) -> None:
     pytest.importorskip("faster_whisper")
     spec = load_config("stock")

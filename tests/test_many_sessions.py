@@ -19,6 +19,8 @@ from headstart.processors.stt.streaming.link import pool
 from headstart.testing.deepgram import DeepgramServer
 from headstart.transports.wav import read_audio
 
+pytestmark = pytest.mark.models
+
 FRAME = 320
 """Samples of 20 ms at 16 kHz."""
 

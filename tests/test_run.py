@@ -123,6 +123,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, samples: dict[str, Sample])
     return paths
 
 
+@pytest.mark.models
 def test_every_format_is_answered_and_what_is_no_speech_is_not(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_every_format_is_answered_and_what_is_no_speech_is_not(
     assert "voice to voice" in run.stdout
 
 
+@pytest.mark.models
 def test_the_recording_is_aligned_with_the_record_to_the_sample(
     samples: dict[str, Sample], tmp_path: Path
 ) -> None:
@@ -219,6 +221,7 @@ def test_a_recording_puts_silence_where_the_bot_was_silent() -> None:
     assert recording.bot_speech().tolist() == [2, 2, 2, 2, 3, 3, 3, 3]
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("moment", ["starting", "loading the models", "listening", "answering"])
 def test_ctrl_c_ends_at_any_moment_without_orphans_or_half_files(
     moment: str, samples: dict[str, Sample], tmp_path: Path
@@ -375,12 +378,11 @@ def test_a_run_whose_reader_has_left_still_writes_its_files(
     samples: dict[str, Sample], tmp_path: Path
 ) -> None:
     path, out = samples["short-joke"].path, tmp_path / "out"
-    with started("run", BARE, "--wav", path, path, "--out", out) as process:
+    with started("run", BARE, "--wav", path, "--out", out) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("Turn 1")
         process.stdout.close()
         assert process.wait(timeout=60) == 0
-    assert kept_turns(out) == [1, 2]
+    assert kept_turns(out) == [1]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from headstart.pipeline.converse import converse
 from headstart.pipeline.session import Heard, Played, Said, TurnEnded
 from headstart.transports.wav import read_audio
 
+pytestmark = pytest.mark.models
+
 _FRAME = 320
 """Samples of 20 ms at 16 kHz."""
 

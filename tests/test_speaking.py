@@ -53,6 +53,8 @@ from headstart.processors.tts.settings import KokoroLiveSettings
 from headstart.processors.tts.spoken import as_spoken
 from headstart.text.clauses import ClauseSplitter
 
+pytestmark = pytest.mark.models
+
 SENTENCE = "The capital of France is Paris, and it is a very old town."
 
 F = TypeVar("F", bound=Frame)

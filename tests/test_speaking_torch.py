@@ -48,6 +48,8 @@ from headstart.engines.kokoro.voices import Voices
 from headstart.engines.whisper import WhisperEngine, WhisperOptions
 from headstart.errors import EngineError
 
+pytestmark = pytest.mark.models
+
 SENTENCE = "The capital of France is Paris, and it is a very old town."
 
 

@@ -427,6 +427,7 @@ def test_an_attempt_knows_what_was_heard_of_the_answer_that_it_interrupts(
     assert world.messages[1]["content"].startswith("reply1 is one of")
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("name", ["pause-moon", "change-timer"])
 def test_an_answer_that_is_ready_does_not_cut_into_a_pause_of_real_speech(
     name: str, samples: dict[str, Sample], monkeypatch: pytest.MonkeyPatch
@@ -966,6 +967,7 @@ def superseded(attempt: int, arrivals: list[tuple[Any, ...]]) -> bool:
 # With real models
 
 
+@pytest.mark.models
 async def test_kokoro_drops_what_is_withdrawn_and_says_all_that_is_confirmed() -> None:
     def answer(attempt: int, text: str) -> list[Frame]:
         start, *rest = reply(text)
@@ -988,6 +990,7 @@ async def test_kokoro_drops_what_is_withdrawn_and_says_all_that_is_confirmed() -
         assert not out.all(ErrorFrame)
 
 
+@pytest.mark.models
 async def test_early_answers_on_real_speech_are_to_the_final_words(
     samples: dict[str, Sample],
 ) -> None:
