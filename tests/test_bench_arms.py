@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from anthropic import AsyncAnthropic, AuthenticationError
 from conftest import SAMPLES, Sample, words
-from deepgram.listen.v1.types import ListenV1Results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,6 +32,7 @@ from headstart.errors import ConfigError, HeadstartError
 from headstart.pipeline.converse import converse
 from headstart.processors.audio import MODEL_RATE
 from headstart.processors.stt.streaming.link import Destination, Link, options
+from headstart.processors.stt.streaming.messages import Results
 from headstart.testing.anthropic import AnthropicServer
 from headstart.testing.deepgram import DeepgramServer
 from headstart.testing.delays import CLAUDE_HAIKU_4_5, NOVA_3, Delays, Latency
@@ -179,7 +179,7 @@ async def test_deepgram_never_answers_before_its_time(samples: dict[str, Sample]
         asked = time.monotonic()
         await link.finalize()
         async for message in link.messages():
-            if isinstance(message, ListenV1Results) and message.from_finalize:
+            if isinstance(message, Results) and message.from_finalize:
                 break
         took = time.monotonic() - asked
         await link.close()
