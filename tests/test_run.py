@@ -465,6 +465,7 @@ def test_what_is_read_piece_by_piece_is_what_one_piece_would_be(tmp_path: Path) 
     assert np.abs(read - whole * 32768).max() < 2
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("server", ["deepgram", "anthropic"])
 def test_a_place_that_cannot_be_served_is_bad_usage(server: str) -> None:
     for port in ("99999", "-1"):

@@ -141,7 +141,6 @@ class AnthropicLLM(FollowingLLM, AnthropicLLMService):
         if self._engine is not None:
             self._engine.slots.left(self)
         await super().cleanup()
-        await self._client.close()
 
     async def cancel(self, frame: CancelFrame) -> None:
         """Give up the answer under way."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import cache
@@ -62,9 +63,13 @@ class FollowingStage(FrameProcessor):
         await super().queue_frame(frame, direction, callback)
 
     async def cleanup(self) -> None:
-        """End all waits, should the pipeline end without a frame that says so."""
+        """End all waits, and close the service's client."""
         self._follower.close()
         await super().cleanup()  # type: ignore[no-untyped-call]
+        # Services of Pipecat's leave theirs, and its connections, to the garbage collector.
+        close = getattr(getattr(self, "_client", None), "close", None)
+        if inspect.iscoroutinefunction(close):
+            await close()
 
     async def push_error_frame(
         self, error: ErrorFrame, force_treat_as_permanent: bool = False
