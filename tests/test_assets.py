@@ -504,6 +504,7 @@ class TestCatalogue:
         with pytest.raises(UsageError, match=r"'whisper-tinny'; did you mean whisper-tiny\?"):
             assets.path("whisper-tinny")
 
+    @pytest.mark.models
     def test_an_asset_that_is_not_here_is_reported_with_the_command_that_fetches_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

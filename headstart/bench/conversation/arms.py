@@ -122,7 +122,7 @@ class ArmProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None
+        assert process.stdin is not None and process.stdout is not None
         with suppress(OSError):
             process.stdin.close()
         try:
@@ -130,15 +130,16 @@ class ArmProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()
 
     def _start(self) -> None:
         self.close()
+        weights = {name: str(assets.path(name)) for name in self.arm.assets}
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             log = self._log.open("a")
         except OSError as error:
             raise HeadstartError(f"{self._log}: cannot be written ({error.strerror})") from None
-        weights = {name: str(assets.path(name)) for name in self.arm.assets}
         with log, _uninterrupted():
             try:
                 self._process = subprocess.Popen(
