@@ -788,6 +788,17 @@ def test_the_words_of_a_turn_whose_answer_failed_are_not_those_of_the_next(
     assert third.unanswered == texts[:2], "so that the model knows them, too"
 
 
+def test_the_words_of_a_turn_whose_answer_was_never_spoken_are_not_those_of_the_next() -> None:
+    world = World(turn={"smart_turn": False})
+    world.voice.fails = 2  # both of its clauses
+    other = [("start_speaking",), ("stop_speaking",), ("final", "Set it to ten."), ("silence", 3.0)]
+    play(world, lambda: perform(world, [*ASKED, *ENDED, *other]))
+    told = [frame.text for _, frame in world.of(LLMContextUserTurnFrame)]
+    assert told == [ASK, "Set it to ten."]
+    kept = [message["content"] for message in world.messages if message["role"] == "user"]
+    assert kept == told
+
+
 def test_words_go_on_while_their_answer_is_still_awaited_however_it_ends() -> None:
     half: list[Step] = [("start_speaking",), ("stop_speaking",), ("final", "Could you tell me.")]
     world = talk([*half, ("wait", 0.02), *ASKED, *ENDED], Model.FAILS)

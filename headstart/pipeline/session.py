@@ -93,7 +93,7 @@ class Session:
 
     ```python
     async with Session(load_config("local")) as session:
-        await session.push_audio(pcm)          # 20 ms at a time, as it comes
+        await session.push_audio(pcm)          # as it comes, in pieces of any length
         async for event in session.events():
             ...
     ```

@@ -184,6 +184,8 @@ class MemoryInput(BaseInputTransport):
 
     async def _push(self, frames: Iterable[bytes]) -> None:
         for number, audio in enumerate(frames, 1):
+            if self._is_over:
+                return
             await self.push_audio_frame(InputAudioRawFrame(audio, self.sample_rate, 1))
             if number % _FRAMES_AT_ONCE == 0:
                 await asyncio.sleep(0)
