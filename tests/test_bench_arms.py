@@ -148,6 +148,7 @@ async def test_claude_answers_with_the_real_model_and_never_before_its_time(
         await client.with_options(api_key="wrong").models.retrieve("claude-haiku-4-5")
 
 
+@pytest.mark.models
 async def test_an_answer_given_up_while_it_is_held_back_frees_the_model() -> None:
     llama = await hub.shared.get(LlamaEngine, LlamaOptions.from_url("llama://SmolLM2-135M"))
     hour = Latency(3_600_000, 3_600_001)

@@ -122,7 +122,7 @@ class ArmProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None
+        assert process.stdin is not None and process.stdout is not None
         with suppress(OSError):
             process.stdin.close()
         try:
@@ -130,6 +130,7 @@ class ArmProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()
 
     def _start(self) -> None:
         self.close()
