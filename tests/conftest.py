@@ -54,9 +54,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     find = assets.path
 
     def path(name: str) -> Path:
+        found = find(name)
         if assets.known(name).size > _LIGHT_BYTES:
             pytest.fail(f"loads {name}: mark the test with `models`")
-        return find(name)
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
         if item.get_closest_marker("models") is None:

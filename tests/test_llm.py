@@ -457,9 +457,12 @@ Reply = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 async def api(*replies: Reply) -> AsyncIterator[tuple[str, list[bytes]]]:
     """A server that gives these replies to its requests, the last one for ever."""
     requests: list[bytes] = []
+    serving: list[asyncio.Task[Any]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
+        if (task := asyncio.current_task()) is not None:
+            serving.append(task)
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             head = await reader.readuntil(b"\r\n\r\n")
             length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
             requests.append(head + await reader.readexactly(int(length or 0)))
@@ -472,6 +475,9 @@ async def api(*replies: Reply) -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
     finally:
         server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving)
 
 
 def refuses(

@@ -177,6 +177,7 @@ class LlamaEngine(Engine):
             if process.poll() is None:
                 return self._url
             died = self._last_words(process)
+            _end(process)  # what is left of it is our end of its pipe
             now = time.monotonic()
             recent = sum(now - at < 60 for at in self._restarts)
             if recent == _RESTARTS_PER_MINUTE:
@@ -232,7 +233,7 @@ class LlamaEngine(Engine):
         with process.stdout:
             line = process.stdout.readline()
         if not line:
-            process.wait()
+            _end(process)
             raise EngineError(f"{self._last_words(process)} while it loaded {self._model}")
         answer = json.loads(line)
         if "url" not in answer:
