@@ -164,12 +164,14 @@ class FollowingLLM(FollowingStage, LLMService[Any]):
     async def push_frame(
         self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
     ) -> None:
-        """Push a frame; those that begin or withdraw a speculative answer carry its number."""
+        """Push a frame; those that begin, withdraw or fail a speculative answer carry its number."""
         attempt = self._follower.attempt
         if attempt is not None and isinstance(
             frame, LLMFullResponseStartFrame | EagerEndOfTurnCancelFrame
         ):
             mark_attempt(frame, attempt)
+        elif isinstance(frame, ErrorFrame) and self._attempt_at_work() is not None:
+            mark_attempt(frame, self._attempt_at_work() or 0)
         elif isinstance(frame, LLMTextFrame):
             self._said = self._said or bool(frame.text.strip())
             if self._letters >= self.max_speculative_letters:
