@@ -164,7 +164,7 @@ class FollowingLLM(FollowingStage, LLMService[Any]):
     async def push_frame(
         self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
     ) -> None:
-        """Push a frame; those that begin, withdraw or fail a speculative answer carry its number."""
+        """Push a frame; what begins, withdraws or fails a speculative answer carries its number."""
         attempt = self._follower.attempt
         if attempt is not None and isinstance(
             frame, LLMFullResponseStartFrame | EagerEndOfTurnCancelFrame
