@@ -20,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pipecat.frames.frames import (
+    AggregatedTextFrame,
     EndFrame,
     ErrorFrame,
     Frame,
@@ -51,7 +52,7 @@ from headstart.errors import EngineError, UsageError
 from headstart.processors.tts import KokoroSettings, KokoroTTS
 from headstart.processors.tts.settings import KokoroLiveSettings
 from headstart.processors.tts.spoken import as_spoken
-from headstart.text.clauses import ClauseSplitter
+from headstart.text.clauses import MOST_CHARACTERS, ClauseSplitter
 
 pytestmark = pytest.mark.models
 
@@ -633,6 +634,37 @@ async def test_a_long_text_handed_over_at_once_is_heard_from_its_first_clause_on
     assert len(out.all(TTSAudioRawFrame)) == 2
     assert [f.text for f in out.all(TTSTextFrame)] == text.split()
     assert kinds.count(TTSStartedFrame) == kinds.count(TTSStoppedFrame) == 1
+
+
+@pytest.mark.parametrize("speak", [True, False])
+async def test_a_text_of_many_pages_is_spoken_in_parts_between_which_others_get_the_event_loop(
+    speak: bool, tone: tuple[Tone, KokoroTTS]
+) -> None:
+    network, stage = tone
+    network.stalls = True
+    text = "It is a very old town, and it is large. " * 300
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with running(stage) as (worker, out):
+        waiting = asyncio.create_task(others())
+        if speak:
+            await worker.queue_frame(TTSSpeakFrame(text))
+        else:
+            await worker.queue_frames([LLMFullResponseStartFrame(), LLMTextFrame(text)])
+        await out.wait_for(AggregatedTextFrame, 250)
+        assert turns > len(text) / 1024
+        waiting.cancel()
+        await worker.queue_frame(InterruptionFrame())
+        await out.wait_for(InterruptionFrame)
+    parts = [f.text for f in out.all(AggregatedTextFrame) if not isinstance(f, TTSTextFrame)]
+    assert max(map(len, parts)) <= MOST_CHARACTERS
+    assert text.startswith(" ".join(parts))
 
 
 async def test_the_first_words_for_one_need_not_wait_until_all_is_said_to_another() -> None:

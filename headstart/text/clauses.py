@@ -8,6 +8,9 @@ longer, because there is time and longer clauses sound better.
 Nothing is cut inside tags, abbreviations, initials, numbers, times, URLs and e-mail addresses:
 punctuation counts only where white space follows it, which tokens of a language model show
 one token later.
+
+The time that a text takes grows with its length only: it is taken in by blocks, and no more of it
+is looked at for a cut than the longest clause needs.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 _ABBREVIATIONS = frozenset(
     "dr mr mrs ms prof st sr sra jr vs etc approx dept est gov hon ltd nr rev sgt capt lt mt ft "
@@ -33,12 +37,22 @@ _LEANING = frozenset(
 """Words that lean on the next one: no cut by length after them."""
 
 _FENCE = "```"
-_END = re.compile(r"[.!?…]+[\"'”’»)\]*_]*(?=\s)|[。！？]+[”’」』）]*")
-_PHRASE = re.compile(r"[,;:][\"'”’»)\]*_]*(?=\s)|\s[-–—]+(?=\s)|[—](?=\S)|[，；：、]")
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]*_]*+(?=\s)|[。！？]+[”’」』）]*")
+_PHRASE = re.compile(r"[,;:][\"'”’»)\]*_]*+(?=\s)|\s[-–—]++(?=\s)|[—](?=\S)|[，；：、]")
+_SPACE = re.compile(r"\s*")
 _WORD = re.compile(r"\S+")
+_SPOKEN = re.compile(r"[^\W_]\S*")
+"""A word, from its first letter or digit on."""
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>")
-_HALF_TAG = re.compile(r"</?(?:[A-Za-z][^<>]{0,200})?$")
+_HALF_TAG = re.compile(r"</?(?:[A-Za-z][^<>]{0,200})?\Z")
 """The beginning of a tag, which may have no end: after so many characters it is plain text."""
+
+MOST_CHARACTERS = 600
+"""A clause of more is cut between two words, or in a word that is longer."""
+_IN_VIEW = MOST_CHARACTERS + 256
+"""How much is looked at: what follows decides, and half a tag and half a fence are left out."""
+_BLOCK = 128
+"""How much is taken in at a time, which is looked at again for every cut in it."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +94,15 @@ class ClauseSplitter:
 
     def push(self, text: str) -> list[str]:
         """Add text; the clauses that it completes."""
-        self._text += text
-        return list(self._clauses(final=False))
+        clauses: list[str] = []
+        for start in range(0, len(text), _BLOCK):
+            self._text += text[start : start + _BLOCK]
+            clauses += self._clauses(final=False)
+        return clauses
 
     def cut(self, text: str) -> list[str]:
         """Add text that ends where a clause ends; its clauses."""
-        self._text += text
-        return list(self._clauses(final=True))
+        return [*self.push(text), *self._clauses(final=True)]
 
     def flush(self) -> list[str]:
         """End the reply; what is left of it. The next text begins a new reply."""
@@ -113,29 +129,39 @@ class ClauseSplitter:
     def _next_cut(self, final: bool) -> int | None:
         """Where the pending text is to be cut now, or None to wait for more."""
         self._leave_out_code(final)
-        text = self._text
-        if self._in_code or not text or text.isspace():
+        text = self._text[:_IN_VIEW]
+        if self._in_code or not text:
             return None
+        final = final and len(self._text) < _IN_VIEW
         lengths = self._lengths[min(self._given, len(self._lengths) - 1)]
-        # Half a fence may be the last thing that came.
-        whole = text if final else text.rstrip("`")
-        fence = whole.find(_FENCE)
-        whole = whole if fence < 0 else whole[:fence]
+        fence = text.find(_FENCE)
+        if fence >= 0:
+            whole = text[:fence]
+        elif final:
+            whole = text
+        else:  # half a fence may be the last thing that came
+            whole = text.rstrip("`")
         # Where a tag stands, there is nothing to say and nothing to cut.
         whole = _TAG.sub(lambda tag: " " * len(tag[0]), whole)
-        whole = whole if final else _HALF_TAG.sub("", whole)
+        if not final and fence < 0:
+            whole = _HALF_TAG.sub("", whole)
+        words = list(_WORD.finditer(whole))
         cuts = (
             _sentence_cut(whole, final),
             _phrase_cut(whole, lengths.phrase),
-            _conjunction_cut(whole, lengths.conjunction),
-            _length_cut(whole, lengths.most),
+            _conjunction_cut(whole, words, lengths.conjunction),
+            _length_cut(words, lengths.most),
         )
         found = [cut for cut in cuts if cut is not None]
-        if found:
-            return min(found)
         if fence >= 0:
-            return fence
-        return len(text) if final else None
+            found.append(fence)
+        if final:
+            found.append(len(text))
+        if not found and len(text) < _IN_VIEW:
+            return None
+        if found and min(found) <= MOST_CHARACTERS:
+            return min(found)
+        return _forced_cut(text, words)
 
     def _leave_out_code(self, final: bool) -> None:
         while True:
@@ -148,72 +174,79 @@ class ClauseSplitter:
                     return
                 self._text = self._text[end + len(_FENCE) :]
                 self._in_code = False
-            elif self._text.lstrip().startswith(_FENCE):
-                self._text = self._text.lstrip()[len(_FENCE) :]
-                self._in_code = True
-            else:
+                continue
+            self._text = self._text.lstrip()
+            if not self._text.startswith(_FENCE):
                 return
+            self._text = self._text[len(_FENCE) :]
+            self._in_code = True
 
 
 def _sentence_cut(text: str, final: bool) -> int | None:
     """After the first sentence or line, if it has ended."""
-    for match in _END.finditer(text):
+    # A line ends what stands on it; its indentation and bullet belong to the next.
+    line = text.find("\n", _space_end(text, 0))
+    for match in _END.finditer(text, 0, line + 1 if line >= 0 else len(text)):
         trails_off = match[0].startswith(("..", "…"))
         if match[0][0] == "." and not trails_off and _abbreviated(text, match.start()):
             continue
-        rest = text[match.end() :]
-        follows = rest.lstrip()[:1]
-        ends_line = "\n" in rest[: len(rest) - len(rest.lstrip())]
-        if trails_off and not ends_line and (follows.islower() or not (follows or final)):
+        follows = _space_end(text, match.end())
+        goes_on = text[follows : follows + 1].islower() or (follows == len(text) and not final)
+        if trails_off and goes_on and "\n" not in text[match.end() : follows]:
             continue
-        cut = match.end()
-        break
-    else:
-        cut = len(text) + 1
-    # A line ends what stands on it; its indentation and bullet belong to the next.
-    line = re.search(r"\S[^\S\n]*(\n)", text)
-    if line:
-        cut = min(cut, line.end())
-    return cut if cut <= len(text) else None
+        return match.end()
+    return line + 1 if line >= 0 else None
+
+
+def _space_end(text: str, start: int) -> int:
+    """Where the white space ends that begins here."""
+    space = _SPACE.match(text, start)
+    return space.end() if space else start
 
 
 def _abbreviated(text: str, dot: int) -> bool:
     """Whether the dot at this place ends no sentence."""
-    begun = re.search(r"\S*$", text[:dot])
-    word = begun[0].lstrip("(\"'“‘*_[") if begun else ""
+    line = text[text.rfind("\n", 0, dot) + 1 : dot]
+    words = line.rsplit(None, 1)
+    word = words[-1].lstrip("(\"'“‘*_[") if words and not line[-1].isspace() else ""
     if word.lower() in _ABBREVIATIONS or re.fullmatch(r"(?:\w\.)+\w", word):
         return True
     if re.fullmatch(r"[A-HJ-Z]", word):
         return True  # an initial; a lone "I" ends a sentence more often
     # "1." at the beginning of a line numbers what follows.
-    return bool(re.search(r"(?:^|\n)\s*\d{1,3}$", text[:dot]))
+    return bool(re.fullmatch(r"\s*\d{1,3}", line))
 
 
 def _phrase_cut(text: str, least: int) -> int | None:
-    return next(
-        (match.end() for match in _PHRASE.finditer(text) if _words(text[: match.end()]) >= least),
-        None,
-    )
+    """After the first comma or the like that has so many words before it."""
+    last = next(islice(_SPOKEN.finditer(text), least - 1, None), None)
+    phrase = _PHRASE.search(text, last.start() + 1) if last else None
+    return phrase.end() if phrase else None
 
 
-def _conjunction_cut(text: str, least: int) -> int | None:
-    words = list(_WORD.finditer(text))
+def _conjunction_cut(text: str, words: list[re.Match[str]], least: int) -> int | None:
     # The last word may still be growing.
-    for number, word in enumerate(words[:-1] if not text[-1:].isspace() else words):
-        if number >= least and word[0].lower() in _CONJUNCTIONS:
-            return word.start()
-    return None
+    whole = words if text[-1:].isspace() else words[:-1]
+    conjunctions = (word for word in whole[least:] if word[0].lower() in _CONJUNCTIONS)
+    return next((word.start() for word in conjunctions), None)
 
 
-def _length_cut(text: str, most: int) -> int | None:
-    words = list(_WORD.finditer(text))
+def _length_cut(words: list[re.Match[str]], most: int) -> int | None:
     if len(words) <= most:
         return None
+    # Where the next word begins: the end of a line and a tag before it belong to this clause.
     for number in range(most, most // 2, -1):
         if words[number - 1][0].lower().strip("\"'“‘(*_") not in _LEANING:
-            return words[number - 1].end()
-    return words[most - 1].end()
+            return words[number].start()
+    return words[most].start()
 
 
-def _words(text: str) -> int:
-    return sum(any(c.isalnum() for c in word) for word in text.split())
+def _forced_cut(text: str, words: list[re.Match[str]]) -> int:
+    """Where a text is cut that is too long for a clause, but has no better place."""
+    ends = [word.end() for word in words if word.end() <= MOST_CHARACTERS]
+    if ends:
+        return ends[-1]
+    if words and words[0].start() < MOST_CHARACTERS:
+        return MOST_CHARACTERS
+    # It begins with tags, in none of which a cut is made.
+    return max(tag.end() for tag in _TAG.finditer(text) if tag.end() <= MOST_CHARACTERS)

@@ -12,7 +12,11 @@ import unicodedata
 
 NBSP = "\u00a0"
 
-_MARKUP = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->|<\?[^<>]*>", re.DOTALL)
+_TAGS = r"</?[A-Za-z][^<>]*>|<\?[^<>]*>"
+_MARKUP = re.compile(rf"{_TAGS}|<!--.*?-->", re.DOTALL)
+_OTHER_MARKUP = re.compile(_TAGS)
+_NO_CHARACTER = re.compile(r"&#\d{8,};?")
+"""An entity beyond all characters; its number may be larger than Python reads."""
 _MAGNITUDE = r"(hundred|thousand|million|billion|trillion)"
 _MONEY = {
     "$": ("dollar", "cent"),
@@ -61,7 +65,10 @@ _SPELT_OUT = {
 
 def without_markup(text: str) -> str:
     """`text` without tags, comments and entities, as SSML or HTML would have them."""
-    return html.unescape(_MARKUP.sub(" ", text))
+    # A comment that has no end is none; looking for it from each beginning would take too long.
+    commented, end, rest = text.rpartition("-->")
+    text = _MARKUP.sub(" ", commented + end) + _OTHER_MARKUP.sub(" ", rest)
+    return html.unescape(_NO_CHARACTER.sub("", text))
 
 
 def spoken_english(text: str) -> str:
@@ -96,9 +103,16 @@ def _word(word: str) -> str:
     word = re.sub(r"(?<![\d-])(\d{4})-(0\d|1[0-2])-([0-3]\d)(?![\d-])", _date, word)
     word = re.sub(r"(?<![\d-])\+?\d{1,3}(?:-\d{3,4}){1,3}(?![\d-])", _phone, word)
     word = re.sub(r"(?<=\d)-(?=\d)", " to ", word)
-    word = re.sub(r"\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+", lambda m: _number(m[0]), word)
+    word = re.sub(r"\d[\d,]*+(?:\.\d+)?", _digits, word)
     word = re.sub(r"(?<=\d)/(?=\d)", " out of ", word) if "/" in word else word
     return re.sub(r"[&@%+=#°×÷≈<>€£$]", lambda m: f" {_SYMBOLS[m[0]]} ", word).strip() or word
+
+
+def _digits(match: re.Match[str]) -> str:
+    """Digits and commas, and what follows the point."""
+    if "." in match[0]:
+        return _number(match[0])
+    return re.sub(r"\d{1,3}(?:,\d{3})+", lambda m: _number(m[0]), match[0])
 
 
 def _number(digits: str) -> str:
@@ -109,15 +123,17 @@ def _number(digits: str) -> str:
 
 def _money(match: re.Match[str]) -> str:
     unit, part = _MONEY[match[1]]
-    whole, cents = int(match[2].replace(",", "")), int((match[3] or "0").ljust(2, "0"))
-    said = [_counted(whole, unit)] if whole or not cents else []
+    # Not as a number: it may have more digits than Python reads.
+    whole = match[2].replace(",", "").lstrip("0") or "0"
+    cents = int((match[3] or "0").ljust(2, "0"))
+    said = [_counted(whole, unit)] if whole != "0" or not cents else []
     if cents and part:
-        said.append(_counted(cents, part))
+        said.append(_counted(str(cents), part))
     return " and ".join(said)
 
 
-def _counted(number: int, unit: str) -> str:
-    return f"{number} {unit if number == 1 else _PLURALS.get(unit, unit + 's')}"
+def _counted(number: str, unit: str) -> str:
+    return f"{number} {unit if number == '1' else _PLURALS.get(unit, unit + 's')}"
 
 
 def _time(match: re.Match[str]) -> str:

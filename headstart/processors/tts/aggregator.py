@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from pipecat.utils.text.base_text_aggregator import Aggregation, BaseTextAggregator, TextType
 
 from headstart.text.clauses import ClauseSplitter
+
+_SLICE = 256
+"""Characters that are cut at a time."""
 
 
 class ClauseAggregator(BaseTextAggregator):
@@ -23,9 +27,26 @@ class ClauseAggregator(BaseTextAggregator):
         return Aggregation(self._splitter.pending, TextType.SENTENCE)
 
     async def aggregate(self, text: str) -> AsyncIterator[Aggregation]:
-        """Add text; yields the clauses that it completes."""
-        for clause in self._splitter.push(text):
-            yield Aggregation(clause, TextType.SENTENCE)
+        """Add text; yields the clauses that it completes.
+
+        Others get the event loop between two slices of a long text.
+        """
+        splitter = self._splitter
+        for start in range(0, len(text), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            if splitter is not self._splitter:  # interrupted meanwhile
+                return
+            for clause in splitter.push(text[start : start + _SLICE]):
+                yield Aggregation(clause, TextType.SENTENCE)
+
+    async def whole(self, text: str) -> AsyncIterator[Aggregation]:
+        """Add text that ends a reply; yields the clauses of the reply."""
+        async for clause in self.aggregate(text):
+            yield clause
+        rest = await self.flush()
+        if rest:
+            yield rest
 
     async def flush(self) -> Aggregation | None:
         """End the reply; what is left of it."""
@@ -33,9 +54,9 @@ class ClauseAggregator(BaseTextAggregator):
         return Aggregation(rest, TextType.SENTENCE) if rest else None
 
     async def handle_interruption(self) -> None:
-        """Forget the reply."""
-        self._splitter.reset()
+        """Forget the reply, and the rest of a text that is being cut."""
+        self._splitter = ClauseSplitter()
 
     async def reset(self) -> None:
-        """Forget the reply."""
-        self._splitter.reset()
+        """As `handle_interruption`."""
+        await self.handle_interruption()

@@ -14,6 +14,7 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 from pipecat.frames.frames import (
+    AggregatedTextFrame,
     CancelFrame,
     EndFrame,
     ErrorFrame,
@@ -34,6 +35,7 @@ from headstart.processors.tts.aggregator import ClauseAggregator
 from headstart.processors.tts.context import SpeechContext
 from headstart.processors.tts.settings import KokoroLiveSettings, KokoroSettings, language_of
 from headstart.processors.tts.spoken import as_spoken
+from headstart.text.clauses import MOST_CHARACTERS
 
 _AHEAD_SECS = 1.5
 """Speech made of an unconfirmed answer; its first clause is made whole, however long."""
@@ -167,6 +169,22 @@ class KokoroTTS(FollowingTTS):
         if self._follower.status is AttemptStatus.CONFIRMED:
             left_secs = context.left_secs(self.get_clock().get_time())
             self._follower.ticket.due = time.monotonic() + left_secs - _IN_HAND_SECS
+
+    async def _handle_aggregated_text(
+        self, src_frame: AggregatedTextFrame, context_id: str | None = None
+    ) -> None:
+        """Speak a text; one that is much longer than a clause (of a `TTSSpeakFrame`) in parts.
+
+        Pipecat and the text transforms take time that grows with the square of a text's length.
+        """
+        if len(src_frame.text) <= MOST_CHARACTERS:
+            await super()._handle_aggregated_text(src_frame, context_id)
+            return
+        context_id = context_id or self.create_context_id()
+        async for part in ClauseAggregator().whole(src_frame.text):
+            frame = self._aggregated_text_frame(part)
+            frame.interruptible = src_frame.interruptible
+            await super()._handle_aggregated_text(frame, context_id)
 
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None]:
         """Queue `text`; its audio and words come into the context as they are made.

@@ -8,8 +8,6 @@ from pipecat.utils.text.transforms import strip_markdown
 
 from headstart.text.spoken_form import without_pictures
 
-_TABLE_RULE = re.compile(r"^\s*\|?[\s:|-]*-{3,}[\s:|-]*$", re.MULTILINE)
-
 
 async def as_spoken(text: str, text_type: str) -> str:
     """A Pipecat text transform: `text` as it would be read aloud.
@@ -18,7 +16,8 @@ async def as_spoken(text: str, text_type: str) -> str:
     be matched with the written ones.
     """
     line = text.endswith("\n")
-    text = await strip_markdown(_TABLE_RULE.sub("", text), text_type)
+    text = "\n".join("" if _is_table_rule(part) else part for part in text.split("\n"))
+    text = await strip_markdown(text, text_type)
     # A clause may hold only the opening or the closing mark of a pair.
     text = re.sub(r"(?<![\w*])[*_~`]+(?=\w)|(?<=[^\s\d*])[*~`]+|\*{2,}|`+|~~", "", text)
     text = re.sub(r"^\s*(?:[-*+•‣▪–]\s+|#{1,6}\s+|>\s?)", "", text)
@@ -28,3 +27,8 @@ async def as_spoken(text: str, text_type: str) -> str:
     if not any(character.isalnum() for character in text):
         return ""
     return text + "." if line and text[-1:].isalnum() else text
+
+
+def _is_table_rule(line: str) -> bool:
+    """Whether the line stands between the head of a table and its body."""
+    return "---" in line and not line.strip(" \t:|-")
