@@ -168,6 +168,7 @@ def test_the_stock_pipelines_are_run_in_pipecats_own_way() -> None:
     assert [is_stock(load_config(str(name))) for name in names] == [True, True, False, False]
 
 
+@pytest.mark.models
 def test_load_of_two_arms_is_told_side_by_side(tmp_path: Path) -> None:
     arms = [str(BENCHMARKS / f"framework-{name}.yaml") for name in ("headstart", "stock")]
     headstart = [sys.executable, "-c", "from headstart.cli import main; main()"]
@@ -194,6 +195,7 @@ def test_load_of_two_arms_is_told_side_by_side(tmp_path: Path) -> None:
     assert (tmp_path / "load.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.models
 def test_load_that_is_broken_off_keeps_its_figures_and_says_so(samples: dict[str, Sample]) -> None:
     def on_measure(what: str) -> None:
         if "2 sessions" in what:
