@@ -333,7 +333,7 @@ async def test_who_speaks_is_told_that_nobody_listens_any_more(end: type[Frame])
         Pipeline([transport.input(), Listener()]), enable_rtvi=False, idle_timeout_secs=None
     )
 
-    @worker.event_handler("on_pipeline_started")
+    @worker.event_handler("on_pipeline_started")  # type: ignore[untyped-decorator]
     async def on_started(worker: PipelineWorker, frame: Frame) -> None:
         started.set()
 
