@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ TONE = (8000 * np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE)).astype(np.i
 
 
 def samples(utterance: str) -> np.ndarray:
+    audio: np.ndarray
     audio, rate = soundfile.read(SPEECH / f"{utterance}.wav", dtype="int16")
     assert rate == RATE
     return audio
@@ -115,7 +117,9 @@ class Provider:
 class Session:
     """A pipeline with nothing but the recogniser in it."""
 
-    def __init__(self, worker: PipelineWorker, down: asyncio.Queue, up: asyncio.Queue) -> None:
+    def __init__(
+        self, worker: PipelineWorker, down: asyncio.Queue[Frame], up: asyncio.Queue[Frame]
+    ) -> None:
         self.worker, self.down, self.up = worker, down, up
 
     async def say(self, *spoken: Frame) -> None:
@@ -151,15 +155,19 @@ class Session:
 @asynccontextmanager
 async def session_with(
     server: DeepgramServer,
-    kind: type[StreamingSTT],
+    kind: Callable[[Any], StreamingSTT],
     settings: type[LinkSettings],
-    **options: object,
+    **options: Any,
 ) -> AsyncIterator[Session]:
     # The patience of the tests is that of a machine which is busy with other things.
-    patient = {"final_timeout_secs": 30.0, "stall_secs": 30.0, "rest_timeout_secs": 30.0}
+    patient: dict[str, Any] = {
+        "final_timeout_secs": 30.0,
+        "stall_secs": 30.0,
+        "rest_timeout_secs": 30.0,
+    }
     stage = kind(settings(api_key=SecretStr(KEY), base_url=server.url, **(patient | options)))
-    down: asyncio.Queue = asyncio.Queue()
-    up: asyncio.Queue = asyncio.Queue()
+    down: asyncio.Queue[Frame] = asyncio.Queue()
+    up: asyncio.Queue[Frame] = asyncio.Queue()
     worker = PipelineWorker(
         Pipeline(
             [

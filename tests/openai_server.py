@@ -55,7 +55,7 @@ class OpenAIServer:
             for word in answer.split():
                 delta = {"content": f"{word} "}
                 chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m"}
-                chunk["choices"] = [{"index": 0, "delta": delta, "finish_reason": None}]  # type: ignore[assignment]
+                chunk["choices"] = [{"index": 0, "delta": delta, "finish_reason": None}]
                 await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
                 await asyncio.sleep(_TOKEN_SECS)
             await response.write(b"data: [DONE]\n\n")

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 from anthropic import APIConnectionError
-from httpx import URL, Request
+from httpx2 import URL, Request
 from numpy.typing import NDArray
 from pipecat.clocks.base_clock import BaseClock
 from pipecat.frames.frames import (
@@ -462,7 +462,7 @@ class World(BaseObserver):
         if data.direction.name == "DOWNSTREAM" or frame.broadcast_sibling_id is None:
             self.frames.append((_now(), frame))
 
-    def of(self, *kinds: type[Frame]) -> list[tuple[float, Frame]]:
+    def of(self, *kinds: type[Frame]) -> list[tuple[float, Any]]:
         """The frames of some kinds, with their times."""
         return [(at, frame) for at, frame in self.frames if isinstance(frame, kinds)]
 

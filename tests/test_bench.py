@@ -122,7 +122,8 @@ def test_a_ratio_that_all_pairs_have_is_found_with_certainty(
     scaled = {name: [(a, a * ratio) for a, _ in group] for name, group in pairs.items()}
     estimate = paired_ratio(scaled, 1)
     assert estimate is not None
-    assert (estimate.low, estimate.high) == (pytest.approx(ratio), pytest.approx(ratio))
+    assert estimate.low == pytest.approx(ratio)
+    assert estimate.high == pytest.approx(ratio)
 
 
 def test_one_utterance_gives_no_interval() -> None:
@@ -190,6 +191,7 @@ def test_one_arm_option_takes_several_pipelines() -> None:
 
 
 def run(arm: str, utterance: str, wait_s: float | None, *failures: Failure) -> Run:
+    at: dict[str, float | None]
     at = {"speech_start_s": 0.3, "vad_stop_s": 2.2, "final_transcript_s": 2.3, "turn_end_s": 2.4}
     return Run(
         arm=arm, utterance=utterance, kind=utterance.partition("-")[0], repeat=1, order=1,

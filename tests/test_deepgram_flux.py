@@ -67,13 +67,14 @@ pytestmark = pytest.mark.models
 __all__ = ["log", "server"]  # fixtures
 
 
-def flux(server: DeepgramServer, **options: object) -> AbstractAsyncContextManager[Session]:
+def flux(server: DeepgramServer, **options: Any) -> AbstractAsyncContextManager[Session]:
     return session_with(server, DeepgramFluxSTT, FluxSettings, **options)
 
 
 def speech(*utterances: str, pause_secs: float) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """Utterances with silence between them, then two seconds of it; and where speech is."""
-    audio, spans = np.zeros(0, np.int16), []
+    audio = np.zeros(0, np.int16)
+    spans: list[tuple[float, float]] = []
     for utterance in utterances:
         if spans:
             audio = np.concatenate((audio, np.zeros(int(pause_secs * RATE), np.int16)))
@@ -180,7 +181,7 @@ def test_whatever_drops_every_word_comes_exactly_once(data: st.DataObject) -> No
         pass_on([0] * 20)
         segment.end_secs = ring.end_secs
         segments.stopped(segment, 0.2)
-        while segments.open and data.draw(st.booleans()):
+        while bool(segments.open) and data.draw(st.booleans()):
             pass_on([0] * 25)
     ring.push(bytes(2 * 50))
     provider.hear()
@@ -222,7 +223,7 @@ async def test_speech_gives_partials_and_one_final_transcript(server: DeepgramSe
     assert (final.result.path, final.result.connections) == ("stream", 1)
     assert final.result.setup_secs > 0
     assert all(0.5 < partial.confidence <= 1 for partial in partials)
-    ends = [partial.ends_turn for partial in partials]
+    ends = [bool(partial.ends_turn) for partial in partials]
     assert ends == sorted(ends)  # not over, then over
     assert ends[-1]
     query = streams(server)[0].query
@@ -516,7 +517,7 @@ async def test_a_turn_waits_for_the_words_of_the_fallback(
 # -- the server
 
 
-def where(server: DeepgramServer, **options: object) -> Destination:
+def where(server: DeepgramServer, **options: Any) -> Destination:
     return FluxSettings(api_key=SecretStr(KEY), base_url=server.url, **options).destination(RATE)
 
 

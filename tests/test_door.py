@@ -54,7 +54,7 @@ SAMPLES = np.arange(-4, 4, dtype=np.int16)
         SAMPLES.tobytes(),
         bytearray(SAMPLES.tobytes()),
         memoryview(SAMPLES.tobytes()),
-        memoryview(SAMPLES),
+        SAMPLES.data,
         SAMPLES,
         np.repeat(SAMPLES, 2)[::2],
         SAMPLES[:, None],

@@ -154,8 +154,8 @@ def check_ended(world: World, outcome: Outcome) -> None:
     assert threading.active_count() == 1 or all(
         thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()
     )
-    ended = [frame.attempt for _, frame in world.of(SpeculationEndedFrame)]  # type: ignore[attr-defined]
-    fired = [frame.attempt for _, frame in world.of(SpeculationFiredFrame)]  # type: ignore[attr-defined]
+    ended = [frame.attempt for _, frame in world.of(SpeculationEndedFrame)]
+    fired = [frame.attempt for _, frame in world.of(SpeculationFiredFrame)]
     assert ended == fired, "I3: every attempt has exactly one end"
 
 

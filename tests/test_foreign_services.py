@@ -84,7 +84,8 @@ class Call(BaseObserver):
         await self.send(VADUserStoppedSpeakingFrame(stop_secs=0.2), final)
 
     def messages(self, role: str) -> list[str]:
-        return [m["content"] for m in self.session.context.get_messages() if m["role"] == role]  # type: ignore[index,call-overload,typeddict-item]
+        messages: list[Any] = list(self.session.context.get_messages())
+        return [message["content"] for message in messages if message["role"] == role]
 
     def heard_secs(self) -> float:
         played = [event.audio for event in self.events if isinstance(event, Played)]

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ class Heard:
     ending: bool = False
     """The pipeline ends by itself."""
 
-    def of(self, kind: type[Frame]) -> list[Frame]:
+    def of(self, kind: type[Frame]) -> list[Any]:
         return [frame for frame in self.frames if type(frame) is kind]
 
     @property
@@ -764,6 +765,7 @@ async def test_each_turn_is_answered_once_and_no_word_is_lost() -> None:
         heard = await hear(stages, audio, real_time=name == "pause-moon")
         # A turn that had ended too early goes on in the next: nobody has heard an answer to it.
         (message,) = context.messages
+        assert isinstance(message, dict)
         assert word_errors(said, str(message["content"])) == 0
         assert heard.of(LLMContextFrame)[-1].context is context
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipecat.audio.vad.vad_analyzer import VADState
 from pipecat.frames.frames import InputAudioRawFrame, TextFrame
 from pipecat.observers.base_observer import BaseObserver, FramePushed
 from pipecat.processors.filters.identity_filter import IdentityFilter
+from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.kokoro.tts import KokoroTTSService
 
 from headstart.bench.load.results import Level, LoadResults
@@ -67,7 +69,7 @@ class Heard(IdentityFilter):
     """Notes the audio that comes by."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.audio = bytearray()
         self.frames = 0
 
@@ -104,9 +106,10 @@ async def test_the_vad_passes_all_audio_on_in_order_in_fewer_frames(tmp_path: Pa
     assert heard.frames < 40
 
 
-def _processors(session: Session) -> list[object]:
+def _processors(session: Session) -> list[FrameProcessor]:
     assert session._worker is not None
-    found, todo = [], [session._worker.pipeline]
+    found: list[FrameProcessor] = []
+    todo: list[FrameProcessor] = [session._worker.pipeline]
     while todo:
         one = todo.pop()
         found.append(one)
@@ -168,11 +171,12 @@ def test_the_stock_pipelines_are_run_in_pipecats_own_way() -> None:
     assert [is_stock(load_config(str(name))) for name in names] == [True, True, False, False]
 
 
+@pytest.mark.models
 def test_load_of_two_arms_is_told_side_by_side(tmp_path: Path) -> None:
     arms = [str(BENCHMARKS / f"framework-{name}.yaml") for name in ("headstart", "stock")]
     headstart = [sys.executable, "-c", "from headstart.cli import main; main()"]
     command = [*headstart, "bench", "load", *arms]
-    options = ["--only", "short-joke", "--sessions", "2", "--pause", "0.5", "--out", tmp_path]
+    options = ["--only", "short-joke", "--sessions", "2", "--pause", "0.5", "--out", str(tmp_path)]
     ran = subprocess.run(
         [*command, "--utterances", SAMPLES, *options],
         capture_output=True, text=True, timeout=120, check=False,
@@ -194,6 +198,7 @@ def test_load_of_two_arms_is_told_side_by_side(tmp_path: Path) -> None:
     assert (tmp_path / "load.svg").read_text().startswith("<svg")
 
 
+@pytest.mark.models
 def test_load_that_is_broken_off_keeps_its_figures_and_says_so(samples: dict[str, Sample]) -> None:
     def on_measure(what: str) -> None:
         if "2 sessions" in what:
@@ -212,7 +217,12 @@ def test_load_that_is_broken_off_keeps_its_figures_and_says_so(samples: dict[str
 
 def test_pipelines_are_compared_utterance_by_utterance() -> None:
     def level(arm: str, parts: list[dict[str, list[float | None]]]) -> Level:
-        figures = {"sessions": 2, "utterances": 4, "cpu_ms_per_s": 1, "open_cpu_ms": 1}
+        figures: dict[str, Any] = {
+            "sessions": 2,
+            "utterances": 4,
+            "cpu_ms_per_s": 1,
+            "open_cpu_ms": 1,
+        }
         figures |= {"late_ms": [], "pacing_ms": [], "peak_rss_mb": 1, "broken": 0}
         return Level.of(arm, 2, [Load(**figures, waits_s=part) for part in parts], None)
 
@@ -232,7 +242,9 @@ def test_a_level_breaks_when_its_p95_does() -> None:
             '{"sessions": 1, "utterances": 2, "cpu_ms_per_s": 1, "open_cpu_ms": 1, "late_ms": [],'
             '"pacing_ms": [], "peak_rss_mb": 1}'
         )
-        told = {str(number): [wait] for number, wait in enumerate(waits)}
+        told: dict[str, list[float | None]] = {
+            str(number): [wait] for number, wait in enumerate(waits)
+        }
         return Level.of("a", 1, [Load(**row, waits_s=told, broken=broken)], None)
 
     alone = level([1.0, 1.1])

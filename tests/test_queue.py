@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -81,7 +82,7 @@ async def test_committing_a_waiting_speculation_lets_it_overtake_another(
     tickets = [Ticket(Priority.SPECULATIVE), Ticket(Priority.SPECULATIVE)]
     tasks = []
     for name, ticket in zip(("first", "second"), tickets, strict=True):
-        tasks.append(asyncio.create_task(queue.run(lambda name=name: model.work(name), ticket)))
+        tasks.append(asyncio.create_task(queue.run(partial(model.work, name), ticket)))
         await asyncio.sleep(0)
     tickets[1].commit()
     model.release()
@@ -157,7 +158,7 @@ async def test_a_full_queue_refuses_speculation_and_drops_it_for_committed_work(
     for number in range(3):
         speculations.append(
             asyncio.create_task(
-                queue.run(lambda n=number: model.work(f"s{n}"), Ticket(Priority.SPECULATIVE))
+                queue.run(partial(model.work, f"s{number}"), Ticket(Priority.SPECULATIVE))
             )
         )
         await asyncio.sleep(0)

@@ -291,7 +291,8 @@ async def test_a_cancelled_request_does_not_wait_for_the_end_of_a_long_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = KokoroEngine.load(KokoroOptions(engine="onnx"))
-    session, ticket = engine._backend._session, Ticket(Priority.SPECULATIVE)
+    backend: Any = engine._backend
+    session, ticket = backend._session, Ticket(Priority.SPECULATIVE)
     in_a_layer, layer_ends = threading.Event(), threading.Event()
 
     class LongLayer:
@@ -501,7 +502,9 @@ async def test_a_reply_is_spoken_clause_by_clause_with_its_words(
         assert kinds.index(TTSAudioRawFrame) < kinds.index(TTSStoppedFrame)
         assert {f.sample_rate for f in out.all(TTSAudioRawFrame)} == {rate}
         pcm = np.frombuffer(b"".join(f.audio for f in out.all(TTSAudioRawFrame)), np.int16)
-        assert (await heard(whisper, pcm.astype(np.float32) / 32768, rate)).endswith("old town")
+        assert (await heard(whisper, pcm.astype(np.float32) / np.float32(32768), rate)).endswith(
+            "old town"
+        )
         assert not out.all(ErrorFrame)
 
 

@@ -412,10 +412,10 @@ cpu MHz\t\t: {mhz}
 flags\t\t: fpu sse2 avx2 {more}
 
 """
-XEON_85 = {"model": 85, "more": "avx512f avx512_vnni"}
+XEON_85: dict[str, Any] = {"model": 85, "more": "avx512f avx512_vnni"}
 
 
-def cpuinfo(file: Path, mhz: float = 2500.0, **kind: object) -> Path:
+def cpuinfo(file: Path, mhz: float = 2500.0, **kind: Any) -> Path:
     """What Linux says of two cores of a kind."""
     file.write_text("".join(XEON.format(number=n, mhz=mhz + n, **kind) for n in range(2)))
     return file

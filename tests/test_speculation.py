@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ from headstart.processors.turn.trigger.match import TieredMatch
 from headstart.transports.memory import MemoryOutput
 from headstart.transports.wav import read_audio
 
-EAGER = {"policy": "eager", "stable_updates": 1, "max_per_turn": 9, "min_silence_secs": 0.0}
+EAGER: Any = {"policy": "eager", "stable_updates": 1, "max_per_turn": 9, "min_silence_secs": 0.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -334,7 +335,7 @@ ENDED: list[Step] = [("stop_speaking",), ("final", ASK), ("silence", 3.0)]
 
 def talk(steps: list[Step], *models: Model, lag: int = 0, **stages: Any) -> World:
     """Play the steps on a pipeline that speculates, and check what always holds."""
-    stages = {"trigger": EAGER, "turn": {"smart_turn": False}} | stages
+    stages = {"trigger": EAGER, "turn": {"smart_turn": False}, **stages}
     world = converse(steps, list(models), [], lag, **stages)
     check(world)
     return world
@@ -438,7 +439,7 @@ def test_an_answer_that_is_ready_does_not_cut_into_a_pause_of_real_speech(
         return await on_time.run(queue._name, work)
 
     monkeypatch.setattr(InferenceQueue, "run", run)
-    models = {
+    models: dict[type, Any] = {
         SileroEngine: SileroEngine.load(SileroOptions()),
         SmartTurnEngine: SmartTurnEngine.load(SmartTurnOptions()),
         WhisperEngine: WhisperEngine.load(WhisperOptions()),
@@ -490,7 +491,8 @@ def test_an_early_answer_is_let_out_after_enough_silence_and_no_later() -> None:
         assert world.heard[0].at_s == pytest.approx(stop + 0.5)  # 0.2 s had passed by then
         (_, ended), *_ = world.of(SpeculationEndedFrame)
         assert isinstance(ended, SpeculationEndedFrame)
-        assert (ended.committed, ended.waited_secs) == (True, pytest.approx(0.5))
+        assert ended.committed
+        assert ended.waited_secs == pytest.approx(0.5)
 
 
 def test_work_on_an_early_answer_counts_as_waited_for_when_nothing_but_silence_is_missing() -> None:
@@ -627,7 +629,8 @@ def test_a_turn_that_ends_while_its_answer_is_given_up_is_answered_once() -> Non
 def test_a_tool_is_called_when_the_turn_has_ended_unless_it_is_safe(
     safe_tools: tuple[str, ...],
 ) -> None:
-    stages = {"trigger": EAGER, "turn": {"smart_turn": False}, "llm": {"safe_tools": safe_tools}}
+    stages: dict[str, Any] = {"trigger": EAGER, "turn": {"smart_turn": False}}
+    stages["llm"] = {"safe_tools": safe_tools}
     world = converse([*ASKED, *ENDED], [Model.CALLS], [], 0, **stages)
     (end, _), *_ = world.of(UserStoppedSpeakingFrame)
     assert len(world.llm.called) == 1, "once"
@@ -712,7 +715,7 @@ def test_silence_passes_by_the_clock_where_no_audio_comes(pause: str) -> None:
         world = World(**stages)
         world.judge.verdicts.append(verdict)
         steps = [("start_speaking",), ("silence", 0.4), *steps, (pause, 8.0)]
-        play(world, lambda world=world, steps=steps: perform(world, steps))
+        play(world, partial(perform, world, steps))
         (stop, _), *_ = world.of(VADUserStoppedSpeakingFrame)
         (end, _), *_ = world.of(UserStoppedSpeakingFrame)
         assert end - stop + 0.2 == pytest.approx(secs, abs=0.11), (stages, steps)
@@ -819,7 +822,7 @@ def test_without_attempts_the_pipeline_is_the_one_without_a_trigger(
     assert (plain.heard, plain.messages) == (silent.heard, silent.messages)
 
 
-OFF = {"turn": {"smart_turn": False}}
+OFF: dict[str, Any] = {"turn": {"smart_turn": False}}
 PLAIN_TURNS = st.lists(
     st.tuples(TEXTS.filter(str), SHORT, st.sampled_from([0.5, 3.0])), max_size=4
 ).map(
@@ -931,8 +934,8 @@ def test_the_gate_lets_out_all_of_a_confirmed_answer_and_nothing_else(
         if name in ("confirm", "release", "withdraw") and number[0] is not None:
             # The first verdict counts, and it counts for all attempts before, too.
             verdict = "withdraw" if name == "withdraw" else "confirm"
-            for attempt in range(1, number[0] + 1):
-                verdicts.setdefault(attempt, verdict if attempt == number[0] else "withdraw")
+            for earlier in range(1, number[0] + 1):
+                verdicts.setdefault(earlier, verdict if earlier == number[0] else "withdraw")
         if name == "start":
             inside = number[0]
         belongs[frame.id] = inside

@@ -34,7 +34,7 @@ class Worker(FrameProcessor):
         await self._work()
 
     async def cleanup(self) -> None:
-        await super().cleanup()
+        await super().cleanup()  # type: ignore[no-untyped-call]
         if self.task:
             await self.cancel_task(self.task)
 

@@ -598,7 +598,7 @@ class Voice(FrameProcessor):
             await self.push_frame(frame, direction)
 
 
-class EndsWithTranscript(BaseUserTurnStopStrategy):
+class EndsWithTranscript(BaseUserTurnStopStrategy):  # type: ignore[no-untyped-call]
     """The final transcript ends the user's turn, even when it is empty."""
 
     async def process_frame(self, frame: Frame) -> ProcessFrameResult:

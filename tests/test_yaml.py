@@ -77,7 +77,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def made(spec: PipelineSpec, **kinds: object) -> list[Any]:
-    injected = {LLMContext: kinds["context"]} if kinds else {}
+    injected: dict[type, object] = {LLMContext: kinds["context"]} if kinds else {}
     return [registry.create(stage, injected) for stage in spec.stages]
 
 
@@ -325,8 +325,9 @@ stages:
     brain, ears = made(spec)
     assert isinstance(brain, AnthropicLLMService)
     assert brain.name == "brain"
-    assert brain._settings.temperature == 0.5
-    assert isinstance(brain._settings.thinking, AnthropicLLMService.ThinkingConfig)
+    settings: Any = brain._settings
+    assert settings.temperature == 0.5
+    assert isinstance(settings.thinking, AnthropicLLMService.ThinkingConfig)
     analyzer = ears._vad_controller._vad_analyzer
     assert isinstance(analyzer, SileroVADAnalyzer)
     assert analyzer.params.stop_secs == 0.3

@@ -191,6 +191,8 @@ class SimulatedCloud(Engine):
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECS)
+        if not self._thread.is_alive():
+            self._loop.close()
 
 
 def _unaddressed(settings: Any, base_url: str) -> Any:
